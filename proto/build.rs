@@ -1,0 +1,31 @@
+//! Generates the messages, the gRPC clients and servers, canonical JSON and the descriptor set from the .proto
+//! files; protox compiles them, so no protoc is needed.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const FILES: [&str; 4] = [
+    "lorafleet/v1/spec.proto",
+    "lorafleet/v1/jobs.proto",
+    "lorafleet/v1/artifacts.proto",
+    "lorafleet/v1/fleet.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    for file in FILES {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .compile_fds(descriptors.clone())?;
+    let mut json = pbjson_build::Builder::new();
+    for file in descriptors.file {
+        json.register_file_descriptor(file);
+    }
+    json.build(&[".lorafleet"])?;
+    Ok(())
+}
