@@ -1,1 +1,3 @@
-//! lorafleet: lora.
+//! The mathematics of lorafleet: models, adapters, optimizers and training, without network or database.
+
+pub mod params;
