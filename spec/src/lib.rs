@@ -1,1 +1,18 @@
-//! lorafleet: spec.
+//! What a job says, and whether it can be done: the same answers on a laptop, in the coordinator and in a worker.
+//!
+//! Nothing here computes with tensors, opens a connection or reads a clock.
+
+pub mod base;
+pub mod data;
+pub mod digest;
+pub mod job;
+pub mod plan;
+pub mod sampler;
+pub mod targets;
+pub mod validate;
+
+pub use base::{BaseError, BaseShape};
+pub use data::{DataError, Dataset, Example, Tokenizer};
+pub use job::{FieldError, Job, fill_defaults, parse_yaml};
+pub use sampler::Sampler;
+pub use targets::Target;

@@ -1,0 +1,14 @@
+//! From lines of a data set to tokens and labels.
+
+mod dataset;
+mod formats;
+mod mask;
+mod pyjson;
+mod template;
+mod tokenize;
+
+pub use dataset::{DataError, Dataset, Example, Summary, check_reader};
+pub use formats::{Chat, Format, Row, check_line, parse_line};
+pub use mask::{MaskError, encode};
+pub use template::{ChatTemplate, TemplateError};
+pub use tokenize::{Tokenizer, TokenizerError};

@@ -1,0 +1,60 @@
+use super::*;
+
+fn chat() -> Chat {
+    Chat {
+        messages: vec![
+            serde_json::json!({"role": "user", "content": " hi <b> "}),
+            serde_json::json!({"role": "assistant", "content": "yo"}),
+        ],
+        tools: None,
+    }
+}
+
+fn render(source: &str) -> Result<String, TemplateError> {
+    let special = special_tokens(
+        serde_json::json!({"eos_token": {"content": "</s>"}, "bos_token": "<s>", "add_bos_token": true})
+            .as_object()
+            .unwrap(),
+    );
+    ChatTemplate::new(source, special)?.render(&chat(), 2, true)
+}
+
+#[test]
+fn special_tokens_and_python_methods() {
+    let source = "{{ bos_token }}{% for m in messages %}{{ m['content'].strip() | upper }}{{ m.get('x', '-') }}\
+                  {% endfor %}{{ eos_token }}{% if add_generation_prompt %}>{% endif %}";
+    assert_eq!(render(source).unwrap(), "<s>HI <B>-YO-</s>>");
+}
+
+#[test]
+fn generation_tags_keep_their_white_space_rules() {
+    assert_eq!(render("a {%- generation -%} b {%- endgeneration -%} c").unwrap(), "abc");
+    assert_eq!(render("a\n  {% generation %}\nb\n  {% endgeneration %}\nc").unwrap(), "a\nb\nc");
+}
+
+#[test]
+fn tojson_is_python_s() {
+    assert_eq!(render("{{ messages[0] | tojson }}").unwrap(), r#"{"role": "user", "content": " hi <b> "}"#);
+    assert_eq!(
+        render("{{ [1, 'é'] | tojson(indent=1, ensure_ascii=true) }}").unwrap(),
+        "[\n 1,\n \"\\u00e9\"\n]"
+    );
+}
+
+#[test]
+fn the_day_is_always_the_same() {
+    assert_eq!(render("{{ strftime_now('%d %b %Y') }}").unwrap(), "26 Jul 2024");
+    assert!(render("{{ strftime_now('%Q') }}").unwrap_err().to_string().contains("%Q"));
+}
+
+#[test]
+fn a_template_can_refuse() {
+    let error = render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string();
+    assert!(error.contains("roles must alternate"), "{error}");
+}
+
+#[test]
+fn a_broken_template_says_where() {
+    let error = render("a\n{% if %}").unwrap_err().to_string();
+    assert!(error.contains("not valid") && error.contains(":2"), "{error}");
+}

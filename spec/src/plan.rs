@@ -1,0 +1,1 @@
+//! Parameters, memory, FLOPs and bytes of a job, by arithmetic.

@@ -1,0 +1,123 @@
+//! Which examples a step takes, and how they are cut: a function of (data, seed, step), never of who computes.
+//!
+//! What is written here decides the bits of every adapter: a change of it changes them all.
+
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng as _, SeedableRng as _},
+};
+use sha2::{Digest as _, Sha256};
+
+/// Names this rule; part of the generator's key.
+const RULE: &[u8] = b"lorafleet sampler 1\0";
+
+/// Names the examples of each step.
+///
+/// The examples of all steps in a row are one permutation of the data set after another, one an epoch: an epoch's
+/// short tail is filled from the next permutation. Permutation e is a Fisher–Yates shuffle drawn from ChaCha8 with
+/// the key sha256(rule, data digest, seed) and the stream e.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    key: [u8; 32],
+    examples: u32,
+    global_batch: u32,
+    /// The latest epoch's permutation: steps are usually asked for in order.
+    cached: Option<(u64, Vec<u32>)>,
+}
+
+impl Sampler {
+    /// A sampler over `examples` examples (at least 1), `global_batch` (at least 1) a step.
+    pub fn new(data_sha256: &str, seed: u64, examples: u32, global_batch: u32) -> Self {
+        assert!(examples > 0 && global_batch > 0, "a valid job has examples, and takes some in a step");
+        let mut hasher = Sha256::new();
+        hasher.update(RULE);
+        hasher.update(data_sha256.as_bytes());
+        hasher.update([0]);
+        hasher.update(seed.to_le_bytes());
+        Self { key: hasher.finalize().into(), examples, global_batch, cached: None }
+    }
+
+    /// The `global_batch` examples of a step, by their place in the data set; steps count from 1.
+    pub fn step(&mut self, step: u64) -> Vec<u32> {
+        let first = step.saturating_sub(1) * u64::from(self.global_batch);
+        (first..first + u64::from(self.global_batch))
+            .map(|position| {
+                let place = (position % u64::from(self.examples)) as usize;
+                self.permutation(position / u64::from(self.examples))[place]
+            })
+            .collect()
+    }
+
+    fn permutation(&mut self, epoch: u64) -> &[u32] {
+        if self.cached.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
+            let mut rng = ChaCha8Rng::from_seed(self.key);
+            rng.set_stream(epoch);
+            let mut order: Vec<u32> = (0..self.examples).collect();
+            for last in (1..order.len()).rev() {
+                order.swap(last, below(&mut rng, last as u64 + 1) as usize);
+            }
+            self.cached = Some((epoch, order));
+        }
+        self.cached.as_ref().map_or(&[], |(_, order)| order)
+    }
+}
+
+/// A number below `bound`, each equally likely (Lemire, arXiv:1805.10941).
+fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
+    loop {
+        let product = u128::from(rng.next_u64()) * u128::from(bound);
+        // The lowest 2^64 mod bound values of the lower half would favour some results.
+        if product as u64 >= bound.wrapping_neg() % bound {
+            return (product >> 64) as u64;
+        }
+    }
+}
+
+/// Cuts a step's examples, given by their lengths in tokens, into micro-batches: lists of places in the step.
+///
+/// Longest first, each goes to the micro-batch that has the fewest tokens so far (the first of equals), so that
+/// micro-batches, and with them workers that take them in turn, have about equal work. One that would pass
+/// `micro_tokens` is cut further, in the order of its examples. None is empty.
+pub fn cut(lengths: &[usize], micro_batches: usize, micro_tokens: Option<usize>) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&place| (std::cmp::Reverse(lengths[place]), place));
+    let mut batches = vec![(0, Vec::new()); micro_batches.clamp(1, lengths.len().max(1))];
+    for place in order {
+        // An example counts at least one token, so that empty ones are spread as well.
+        if let Some((tokens, places)) = batches.iter_mut().min_by_key(|(tokens, _)| *tokens) {
+            *tokens += lengths[place].max(1);
+            places.push(place);
+        }
+    }
+    let limit = micro_tokens.unwrap_or(usize::MAX);
+    batches
+        .into_iter()
+        .flat_map(|(_, mut places)| {
+            places.sort_unstable();
+            split(&places, lengths, limit)
+        })
+        .collect()
+}
+
+/// Cuts one micro-batch where it would pass `limit` tokens.
+fn split(places: &[usize], lengths: &[usize], limit: usize) -> Vec<Vec<usize>> {
+    let (mut pieces, mut tokens) = (Vec::<Vec<usize>>::new(), 0usize);
+    for &place in places {
+        match pieces.last_mut() {
+            Some(piece) if tokens.saturating_add(lengths[place]) <= limit => {
+                piece.push(place);
+                tokens += lengths[place];
+            }
+            _ => {
+                pieces.push(vec![place]);
+                tokens = lengths[place];
+            }
+        }
+    }
+    pieces
+}
+
+/// The micro-batches that the member at `index` of `world_size` takes: index, index + world_size, …
+pub fn share(micro_batches: usize, index: usize, world_size: usize) -> Vec<usize> {
+    (index..micro_batches).step_by(world_size.max(1)).collect()
+}

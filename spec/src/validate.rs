@@ -1,0 +1,1 @@
+//! Everything that can be said of a job file before it is sent.
