@@ -1,0 +1,243 @@
+//! Checkpoints that are whole or not there: files first, then the manifest, last and only if absent.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use lorafleet_proto::v1 as pb;
+
+use crate::{
+    CheckpointId, Digest, FileEntry, FileName, JobId, Manifest, Put, Result, Store, StoreError, layout,
+};
+
+/// Bytes that a manifest may have.
+const MANIFEST_LIMIT: u64 = 1 << 20;
+/// How often the manifest is put and read back before the store is called unavailable.
+const MANIFEST_ATTEMPTS: u32 = 5;
+
+/// What a checkpoint is, apart from its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// The job.
+    pub job: JobId,
+    /// The last step that it holds.
+    pub step: u64,
+    /// The fence under which it is written.
+    pub fence: pb::Fence,
+    /// The checkpoint that this attempt resumed from or wrote before.
+    pub parent: Option<CheckpointId>,
+    /// It is the job's result.
+    pub is_final: bool,
+    /// sha256 of the job's stored spec.
+    pub spec_sha256: Digest,
+    /// The writing worker's kind.
+    pub kind: String,
+    /// Fractional bits of the exact sums; 0 where they are not exact.
+    pub scale_bits: u32,
+}
+
+/// A whole checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// sha256 of manifest.json.
+    pub manifest_sha256: Digest,
+}
+
+impl Checkpoint {
+    /// Step and fence.
+    pub fn id(&self) -> &CheckpointId {
+        &self.manifest.checkpoint
+    }
+
+    /// As the API lists it; `create_time` is left to whoever keeps it.
+    pub fn to_proto(&self) -> pb::Checkpoint {
+        let files = self.manifest.files.iter().map(|(name, file)| pb::CheckpointFile {
+            name: name.to_string(),
+            size_bytes: file.size_bytes,
+            sha256: file.sha256.to_string(),
+        });
+        pb::Checkpoint {
+            name: self.id().resource_name(&self.manifest.job),
+            step: self.id().step(),
+            create_time: None,
+            files: files.collect(),
+            manifest_sha256: self.manifest_sha256.to_string(),
+            r#final: self.manifest.is_final,
+        }
+    }
+
+    fn parse(bytes: &[u8], job: &JobId, id: &CheckpointId) -> Result<Checkpoint> {
+        let path = layout::manifest(job, id);
+        let manifest =
+            Manifest::parse(bytes).and_then(|manifest| manifest.belongs_to(job, id).map(|()| manifest));
+        let manifest = manifest.map_err(|source| StoreError::Manifest { path, source })?;
+        Ok(Checkpoint { manifest, manifest_sha256: Digest::of(bytes) })
+    }
+}
+
+/// Writes a checkpoint. When it returns, the checkpoint is whole; when it fails or is cut off at any point, no
+/// checkpoint is listed. Calling it again with the same contents is the way to go on after a failure, and returns the
+/// same when it had succeeded already.
+///
+/// # Errors
+/// [`StoreError::Conflict`] when another process wrote other contents under this fence, [`StoreError::Id`] and
+/// [`StoreError::Manifest`] for a draft that cannot be stored, [`StoreError::Refused`], [`StoreError::Unavailable`].
+pub async fn write_checkpoint(
+    store: &Store,
+    draft: &Draft,
+    files: &BTreeMap<FileName, Bytes>,
+) -> Result<Checkpoint> {
+    let id = CheckpointId::new(draft.step, &draft.fence)?;
+    let place = layout::manifest(&draft.job, &id);
+    let manifest = manifest(draft, id.clone(), entries(files).await);
+    let bytes = manifest.to_bytes().map_err(|source| StoreError::Manifest { path: place.clone(), source })?;
+    let bytes = Bytes::from(bytes);
+    let ours = Checkpoint { manifest, manifest_sha256: Digest::of(&bytes) };
+
+    // A whole checkpoint's files are never touched again.
+    match read_back(store, &place).await? {
+        Some(found) if found == bytes => return Ok(ours),
+        Some(_) => return Err(StoreError::Conflict { path: place }),
+        None => {}
+    }
+    for (name, contents) in files {
+        store.put(&layout::checkpoint_file(&draft.job, &id, name), contents.clone()).await?;
+    }
+    put_manifest(store, &place, bytes).await?;
+    Ok(ours)
+}
+
+/// The step that makes it whole.
+async fn put_manifest(store: &Store, place: &crate::Path, bytes: Bytes) -> Result<()> {
+    for _ in 0..MANIFEST_ATTEMPTS {
+        match store.put_if_absent(place, bytes.clone()).await? {
+            Put::Written => return Ok(()),
+            Put::Existed => match read_back(store, place).await? {
+                // Ours: an earlier try succeeded and its answer was lost, or another member wrote the same state.
+                Some(found) if found == bytes => return Ok(()),
+                Some(_) => return Err(StoreError::Conflict { path: place.clone() }),
+                // A conflict with a writer that did not finish, or with a deletion.
+                None => {}
+            },
+        }
+    }
+    let reason = "the store says that it exists, and that it does not".to_owned();
+    Err(StoreError::Unavailable { action: "write", path: place.clone(), attempts: MANIFEST_ATTEMPTS, reason })
+}
+
+async fn read_back(store: &Store, place: &crate::Path) -> Result<Option<Bytes>> {
+    match store.get(place, MANIFEST_LIMIT).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sizes and digests; hashing large files would hold up other tasks, so it has a thread of its own.
+async fn entries(files: &BTreeMap<FileName, Bytes>) -> BTreeMap<FileName, FileEntry> {
+    let mut entries = BTreeMap::new();
+    for (name, bytes) in files {
+        let sha256 = digest(bytes.clone()).await;
+        entries.insert(name.clone(), FileEntry { size_bytes: bytes.len() as u64, sha256 });
+    }
+    entries
+}
+
+async fn digest(bytes: Bytes) -> Digest {
+    let hash = move || Digest::of(&bytes);
+    tokio::task::spawn_blocking(hash).await.expect("hashing does not panic and is never cancelled")
+}
+
+fn manifest(draft: &Draft, checkpoint: CheckpointId, files: BTreeMap<FileName, FileEntry>) -> Manifest {
+    Manifest {
+        version: Manifest::VERSION,
+        job: draft.job.clone(),
+        next_step: checkpoint.step() + 1,
+        checkpoint,
+        parent: draft.parent.clone(),
+        is_final: draft.is_final,
+        spec_sha256: draft.spec_sha256,
+        kind: draft.kind.clone(),
+        scale_bits: draft.scale_bits,
+        files,
+    }
+}
+
+/// The checkpoint's manifest; nothing when it is not whole.
+///
+/// # Errors
+/// [`StoreError::Manifest`] when it cannot be used, [`StoreError::Refused`], [`StoreError::Unavailable`].
+pub async fn find_checkpoint(store: &Store, job: &JobId, id: &CheckpointId) -> Result<Option<Checkpoint>> {
+    match read_back(store, &layout::manifest(job, id)).await? {
+        Some(bytes) => Checkpoint::parse(&bytes, job, id).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Reads a whole checkpoint with all its files, every size and digest checked.
+///
+/// # Errors
+/// [`StoreError::NotFound`] when it or one of its files is not there, [`StoreError::Damaged`] when a file is not what
+/// the manifest says, and those of [`find_checkpoint`].
+pub async fn read_checkpoint(
+    store: &Store,
+    job: &JobId,
+    id: &CheckpointId,
+) -> Result<(Checkpoint, BTreeMap<FileName, Bytes>)> {
+    let not_found = || StoreError::NotFound { path: layout::manifest(job, id) };
+    let checkpoint = find_checkpoint(store, job, id).await?.ok_or_else(not_found)?;
+    let mut files = BTreeMap::new();
+    for (name, entry) in &checkpoint.manifest.files {
+        let path = layout::checkpoint_file(job, id, name);
+        let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason };
+        let bytes = match store.get(&path, entry.size_bytes).await {
+            Err(StoreError::TooLarge { size, .. }) => {
+                Err(damaged(format!("it has {size} bytes, not {}", entry.size_bytes)))
+            }
+            other => other,
+        }?;
+        if bytes.len() as u64 != entry.size_bytes {
+            return Err(damaged(format!("it has {} bytes, not {}", bytes.len(), entry.size_bytes)));
+        }
+        let found = digest(bytes.clone()).await;
+        if found != entry.sha256 {
+            return Err(damaged(format!("its sha256 is {found}, not {}", entry.sha256)));
+        }
+        files.insert(name.clone(), bytes);
+    }
+    Ok((checkpoint, files))
+}
+
+/// The job's whole checkpoints, newest first: by step, then attempt, then generation.
+///
+/// # Errors
+/// Those of [`Store::list`].
+pub async fn list_checkpoints(store: &Store, job: &JobId) -> Result<Vec<CheckpointId>> {
+    let folder = layout::checkpoints(job);
+    let objects = store.list(&folder).await?;
+    let mut ids: Vec<CheckpointId> = objects
+        .iter()
+        .filter_map(|object| {
+            let mut parts = object.path.prefix_match(&folder)?;
+            let id = parts.next()?.as_ref().parse().ok()?;
+            let is_manifest = parts.next()?.as_ref() == layout::MANIFEST && parts.next().is_none();
+            is_manifest.then_some(id)
+        })
+        .collect();
+    ids.sort_by(|a, b| b.cmp(a));
+    Ok(ids)
+}
+
+/// Deletes a checkpoint: the manifest first, so that it is never whole by name only. What a cut-off deletion leaves is
+/// deleted by calling it again; a checkpoint that is not there is no error.
+///
+/// # Errors
+/// Those of [`Store::list`] and [`Store::delete`].
+pub async fn delete_checkpoint(store: &Store, job: &JobId, id: &CheckpointId) -> Result<()> {
+    store.delete(&layout::manifest(job, id)).await?;
+    for object in store.list(&layout::checkpoint(job, id)).await? {
+        store.delete(&object.path).await?;
+    }
+    Ok(())
+}
