@@ -1,0 +1,231 @@
+//! The Jobs service: requests to rows and back; what jobs are and may do is said elsewhere.
+
+use lorafleet_proto::v1 as pb;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::{Services, error::ApiError, page::Page};
+use crate::{
+    check::Checker,
+    checkpoints,
+    db::{DbError, within},
+    events, gang,
+    ids::JobId,
+    job::JobState,
+    points,
+    queue::{self, Created, JobRow, NewJob},
+    watch::{self, Watcher},
+};
+
+/// The service.
+#[derive(Debug)]
+pub struct JobsService {
+    pub(super) services: Services,
+    pub(super) checker: Checker,
+}
+
+impl JobsService {
+    async fn create(&self, request: pb::CreateJobRequest) -> Result<pb::Job, ApiError> {
+        let request_id = match request.request_id.as_str() {
+            "" => None,
+            text => Some(Uuid::parse_str(text).map_err(|_| ApiError::field("request_id", "is not a UUID"))?),
+        };
+        let mut spec = request.spec.ok_or_else(|| ApiError::field("spec", "is required"))?;
+        self.checker.check(&mut spec).await?;
+        if request.validate_only {
+            return Ok(pb::Job { spec: Some(spec), ..pb::Job::default() });
+        }
+        let new = NewJob { spec, request_id };
+        let job = match within(queue::create(&self.services.pool, &new)).await? {
+            Created::New(job) => job,
+            Created::Before(job, before) if *before == new.spec => job,
+            Created::Before(job, _) => {
+                return Err(ApiError::RequestIdUsed { request_id: request.request_id, job: job.name() });
+            }
+        };
+        self.services.hub.want_scheduler();
+        self.get(job).await
+    }
+
+    async fn get(&self, job: JobId) -> Result<pb::Job, ApiError> {
+        let pool = &self.services.pool;
+        let read = async {
+            let Some(row) = queue::get(pool, job).await? else { return Ok(None) };
+            Ok::<_, DbError>(JobRow::messages(pool, vec![row]).await?.pop())
+        };
+        within(read).await?.ok_or_else(|| not_found(job))
+    }
+
+    async fn list(&self, request: pb::ListJobsRequest) -> Result<pb::ListJobsResponse, ApiError> {
+        let states = read_states(&request.states)?;
+        let list = format!("jobs?{:?}", request.states);
+        let page = Page::read(request.page_size, &request.page_token, list)?;
+        let before = page.after_number()?.unwrap_or(i64::MAX);
+        let pool = &self.services.pool;
+        let mut rows = within(queue::list(pool, before, &states, page.read_size())).await?;
+        let next_page_token = page.cut(&mut rows, |row| row.number.to_string());
+        let jobs = within(JobRow::messages(pool, rows)).await?;
+        Ok(pb::ListJobsResponse { jobs, next_page_token })
+    }
+
+    async fn cancel(&self, name: &str) -> Result<pb::Job, ApiError> {
+        let job = job_name("name", name)?;
+        within(gang::cancel(&self.services.pool, job)).await?;
+        let hub = &self.services.hub;
+        hub.job_changed(job);
+        hub.want_dispatch();
+        self.get(job).await
+    }
+
+    async fn attempts(&self, request: pb::ListAttemptsRequest) -> Result<pb::ListAttemptsResponse, ApiError> {
+        let (job, page) =
+            self.sub_list(&request.parent, "attempts", request.page_size, &request.page_token).await?;
+        let after = page.after_number()?.unwrap_or(0);
+        let read = queue::list_attempts(&self.services.pool, job, after, page.read_size());
+        let mut attempts = within(read).await?;
+        let next_page_token = page.cut(&mut attempts, |attempt| attempt.attempt.to_string());
+        Ok(pb::ListAttemptsResponse { attempts, next_page_token })
+    }
+
+    async fn events(&self, request: pb::ListEventsRequest) -> Result<pb::ListEventsResponse, ApiError> {
+        let (job, page) =
+            self.sub_list(&request.parent, "events", request.page_size, &request.page_token).await?;
+        let after = page.after_number()?.unwrap_or(0);
+        let mut events = within(events::list(&self.services.pool, job, after, page.read_size())).await?;
+        let next_page_token = page.cut(&mut events, |event| event.number.to_string());
+        Ok(pb::ListEventsResponse { events, next_page_token })
+    }
+
+    async fn checkpoints(
+        &self,
+        request: pb::ListCheckpointsRequest,
+    ) -> Result<pb::ListCheckpointsResponse, ApiError> {
+        let (job, page) =
+            self.sub_list(&request.parent, "checkpoints", request.page_size, &request.page_token).await?;
+        // A checkpoint's id begins with its step, so the ids sort as the list does.
+        let before = page.after.as_deref();
+        let read = checkpoints::list(&self.services.pool, job, before, page.read_size());
+        let mut checkpoints = within(read).await?;
+        let own_id = |c: &pb::Checkpoint| c.name.rsplit('/').next().unwrap_or_default().to_owned();
+        let next_page_token = page.cut(&mut checkpoints, own_id);
+        Ok(pb::ListCheckpointsResponse { checkpoints, next_page_token })
+    }
+
+    async fn points(
+        &self,
+        request: pb::ListMetricPointsRequest,
+    ) -> Result<pb::ListMetricPointsResponse, ApiError> {
+        let (job, page) =
+            self.sub_list(&request.parent, "points", request.page_size, &request.page_token).await?;
+        let after = page.after_number()?.unwrap_or(-1);
+        let mut points = within(points::list(&self.services.pool, job, after, page.read_size())).await?;
+        let next_page_token = page.cut(&mut points, |point| point.step.to_string());
+        Ok(pb::ListMetricPointsResponse { points, next_page_token })
+    }
+
+    /// The job and page of a list below a job, once the job is known to exist.
+    async fn sub_list(
+        &self,
+        parent: &str,
+        list: &str,
+        size: i32,
+        token: &str,
+    ) -> Result<(JobId, Page), ApiError> {
+        let job = job_name("parent", parent)?;
+        let page = Page::read(size, token, format!("{parent}/{list}"))?;
+        let exists = within(queue::exists(&self.services.pool, job)).await?;
+        if exists { Ok((job, page)) } else { Err(not_found(job)) }
+    }
+}
+
+fn job_name(field: &str, name: &str) -> Result<JobId, ApiError> {
+    JobId::from_name(name).map_err(|error| ApiError::name(field, &error))
+}
+
+fn not_found(job: JobId) -> ApiError {
+    ApiError::NotFound { what: job.name(), reason: "JOB_NOT_FOUND" }
+}
+
+fn read_states(states: &[i32]) -> Result<Vec<JobState>, ApiError> {
+    let wrong = || ApiError::field("states", "names a state that does not exist");
+    let read = |state: &i32| match pb::JobState::try_from(*state) {
+        Ok(pb::JobState::Queued) => Ok(JobState::Queued),
+        Ok(pb::JobState::Running) => Ok(JobState::Running),
+        Ok(pb::JobState::Succeeded) => Ok(JobState::Succeeded),
+        Ok(pb::JobState::Failed) => Ok(JobState::Failed),
+        Ok(pb::JobState::Cancelled) => Ok(JobState::Cancelled),
+        Ok(pb::JobState::Unspecified) | Err(_) => Err(wrong()),
+    };
+    states.iter().map(read).collect()
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(result: Result<T, ApiError>) -> Answer<T> {
+    result.map(Response::new).map_err(Status::from)
+}
+
+#[tonic::async_trait]
+impl pb::jobs_server::Jobs for JobsService {
+    type WatchJobStream = ReceiverStream<Result<pb::WatchJobResponse, Status>>;
+
+    async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Answer<pb::Job> {
+        answer(self.create(request.into_inner()).await)
+    }
+
+    async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Answer<pb::Job> {
+        let job = job_name("name", &request.get_ref().name)?;
+        answer(self.get(job).await)
+    }
+
+    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Answer<pb::ListJobsResponse> {
+        answer(self.list(request.into_inner()).await)
+    }
+
+    async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Answer<Self::WatchJobStream> {
+        let request = request.into_inner();
+        let job = job_name("name", &request.name)?;
+        self.get(job).await?;
+        let Services { pool, hub, poll, shutdown, .. } = self.services.clone();
+        let (outbox, updates) = mpsc::channel(watch::OUTBOX);
+        let watcher = Watcher::new(pool, job, &request, outbox, poll);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = watcher.run(hub) => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(updates)))
+    }
+
+    async fn cancel_job(&self, request: Request<pb::CancelJobRequest>) -> Answer<pb::Job> {
+        answer(self.cancel(&request.get_ref().name).await)
+    }
+
+    async fn list_attempts(
+        &self,
+        request: Request<pb::ListAttemptsRequest>,
+    ) -> Answer<pb::ListAttemptsResponse> {
+        answer(self.attempts(request.into_inner()).await)
+    }
+
+    async fn list_events(&self, request: Request<pb::ListEventsRequest>) -> Answer<pb::ListEventsResponse> {
+        answer(self.events(request.into_inner()).await)
+    }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<pb::ListCheckpointsRequest>,
+    ) -> Answer<pb::ListCheckpointsResponse> {
+        answer(self.checkpoints(request.into_inner()).await)
+    }
+
+    async fn list_metric_points(
+        &self,
+        request: Request<pb::ListMetricPointsRequest>,
+    ) -> Answer<pb::ListMetricPointsResponse> {
+        answer(self.points(request.into_inner()).await)
+    }
+}

@@ -1,0 +1,166 @@
+//! Whether a job can be done with what is in the store: its data sets and base, the base's shape, the adapter's targets.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use lorafleet_proto::v1 as pb;
+use lorafleet_spec::{
+    BaseShape, FieldError, Job,
+    base::{TensorFile, header_len},
+    fill_defaults, targets,
+};
+use lorafleet_store::{Digest, FileName, Store, StoreError, Sums, layout};
+
+/// Largest config.json that is read, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+/// Base shapes that are remembered: they are named by their content, so they never change.
+const REMEMBERED: usize = 32;
+
+/// What keeps a job from being stored.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// Fields that are wrong, each by its path.
+    #[error("the job is not valid: {}", list(.0))]
+    Fields(Vec<FieldError>),
+    /// Something that was never uploaded.
+    #[error("{field}: {what} was never uploaded")]
+    NotUploaded {
+        /// Path of the field that names it.
+        field: &'static str,
+        /// What is missing.
+        what: String,
+    },
+    /// The store could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Checks jobs against a store.
+#[derive(Debug, Clone)]
+pub struct Checker {
+    store: Store,
+    shapes: Arc<Mutex<HashMap<Digest, Arc<BaseShape>>>>,
+}
+
+impl Checker {
+    /// A checker that remembers nothing yet.
+    pub fn new(store: Store) -> Self {
+        Self { store, shapes: Arc::default() }
+    }
+
+    /// Fills in the defaults and checks everything. All errors of the fields come at once, then those of content.
+    pub async fn check(&self, spec: &mut pb::JobSpec) -> Result<(), CheckError> {
+        fill_defaults(spec);
+        let job = Job::try_from(&*spec).map_err(CheckError::Fields)?;
+        let missing = job.missing_digests();
+        if !missing.is_empty() {
+            return Err(CheckError::Fields(missing));
+        }
+        self.find_dataset("data.train", job.train_data.sha256.as_deref()).await?;
+        if let Some(eval) = &job.eval_data {
+            self.find_dataset("data.eval", eval.sha256.as_deref()).await?;
+        }
+        let base = digest("base", job.base.sha256.as_deref())?;
+        let shape = self.base_shape(base).await?;
+        let mut errors = targets::resolve(&job.adapter, &shape).err().unwrap_or_default();
+        if job.train.max_length as usize > shape.max_positions {
+            errors.push(FieldError::new(
+                "train.max_length",
+                format!("is {}, beyond the base's {} positions", job.train.max_length, shape.max_positions),
+            ));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(CheckError::Fields(errors)) }
+    }
+
+    async fn find_dataset(&self, field: &'static str, sha256: Option<&str>) -> Result<(), CheckError> {
+        let digest = digest(field, sha256)?;
+        match self.store.size(&layout::dataset(&digest)).await? {
+            Some(_) => Ok(()),
+            None => Err(CheckError::NotUploaded { field, what: format!("the data set {digest}") }),
+        }
+    }
+
+    async fn base_shape(&self, base: Digest) -> Result<Arc<BaseShape>, CheckError> {
+        if let Some(shape) = self.remembered().get(&base) {
+            return Ok(Arc::clone(shape));
+        }
+        let sums = match lorafleet_store::read_sums(&self.store, &base).await {
+            Err(error) if error.is_not_found() => {
+                return Err(CheckError::NotUploaded { field: "base", what: format!("the base {base}") });
+            }
+            other => other?,
+        };
+        let shape = Arc::new(self.read_shape(&base, &sums).await?);
+        let mut shapes = self.remembered();
+        if shapes.len() >= REMEMBERED {
+            shapes.clear();
+        }
+        shapes.insert(base, Arc::clone(&shape));
+        Ok(shape)
+    }
+
+    async fn read_shape(&self, base: &Digest, sums: &Sums) -> Result<BaseShape, CheckError> {
+        let mut config = None;
+        let mut files = Vec::new();
+        for name in sums.files().keys() {
+            if name.as_str() == "config.json" {
+                let bytes = self.store.get(&layout::base_file(base, name), MAX_CONFIG).await?;
+                config = Some(String::from_utf8_lossy(&bytes).into_owned());
+            } else if name.as_str().ends_with(".safetensors") {
+                files.push(self.read_header(base, name).await?);
+            }
+        }
+        let config = config.ok_or_else(|| wrong_base("config.json is missing"))?;
+        BaseShape::parse(&config, &files).map_err(|error| wrong_base(error.to_string()))
+    }
+
+    /// The header of one safetensors file; its tensors are not read.
+    async fn read_header(&self, base: &Digest, name: &FileName) -> Result<TensorFile, CheckError> {
+        let mut reader = self.store.read(&layout::base_file(base, name)).await?;
+        let file_bytes = reader.size();
+        let mut start: Vec<u8> = Vec::new();
+        let mut wanted = 8_u64;
+        loop {
+            if let Some(first) = start.first_chunk::<8>() {
+                let header =
+                    header_len(*first, file_bytes).map_err(|why| wrong_base(format!("{name} {why}")))?;
+                wanted = header + 8;
+            }
+            if start.len() as u64 >= wanted && start.len() >= 8 {
+                break;
+            }
+            match reader.next().await? {
+                Some(bytes) => start.extend_from_slice(&bytes),
+                None => {
+                    return Err(wrong_base(format!("{name} is truncated: it has {file_bytes} bytes")));
+                }
+            }
+        }
+        let end = usize::try_from(wanted).unwrap_or(usize::MAX).min(start.len());
+        let header = String::from_utf8_lossy(&start[8..end]).into_owned();
+        Ok(TensorFile { name: name.to_string(), header, file_bytes })
+    }
+
+    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<BaseShape>>> {
+        // No code panics while it holds the lock.
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wrong_base(message: impl Into<String>) -> CheckError {
+    CheckError::Fields(vec![FieldError::new("base", message)])
+}
+
+fn digest(field: &'static str, sha256: Option<&str>) -> Result<Digest, CheckError> {
+    let text = sha256.unwrap_or_default();
+    text.parse().map_err(|_| {
+        let message = format!("`{text}` is not a sha256: 64 lower-case hex digits");
+        CheckError::Fields(vec![FieldError::new(format!("{field}.sha256"), message)])
+    })
+}
+
+fn list(errors: &[FieldError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

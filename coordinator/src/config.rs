@@ -1,0 +1,148 @@
+//! The coordinator's configuration: flags, each with its environment variable, loopback by default.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::Parser;
+use lorafleet_telemetry::LogFormat;
+
+use crate::{db::DbConfig, leader::LeaderConfig};
+
+/// Runs jobs on a fleet of workers: the API, the queue and the scheduler of lorafleet.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "lorafleet-coordinator", version, about)]
+pub struct Config {
+    /// Where the gRPC API listens.
+    #[arg(long, env = "LORAFLEET_LISTEN", default_value = "127.0.0.1:7070")]
+    pub listen: SocketAddr,
+
+    /// Postgres; a transaction-mode PgBouncer (1.21 or later) may stand in between.
+    #[arg(long, env = "LORAFLEET_DATABASE_URL", hide_env_values = true)]
+    pub database_url: String,
+
+    /// Postgres past any pooler, for migrations: their lock belongs to a session. Default: --database-url.
+    #[arg(long, env = "LORAFLEET_DATABASE_DIRECT_URL", hide_env_values = true)]
+    pub database_direct_url: Option<String>,
+
+    /// Connections to Postgres at most.
+    #[arg(long, env = "LORAFLEET_DATABASE_CONNECTIONS", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub database_connections: u32,
+
+    /// How long to try to reach Postgres at the start, as `30s` or `500ms`.
+    #[arg(long, env = "LORAFLEET_DATABASE_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub database_timeout: Duration,
+
+    /// The object store's root: file:///path, s3://bucket/prefix, gs://…, az://…. Workers are told the same URL.
+    #[arg(long, env = "LORAFLEET_STORE", hide_env_values = true)]
+    pub store: String,
+
+    /// Where Prometheus finds the metrics at /metrics; port 0 chooses a free one.
+    #[arg(long, env = "LORAFLEET_METRICS_LISTEN", default_value = "127.0.0.1:7071")]
+    pub metrics_listen: SocketAddr,
+
+    /// A worker that is silent for this long loses its work.
+    #[arg(long, env = "LORAFLEET_LEASE", default_value = "15s", value_parser = duration)]
+    pub lease: Duration,
+
+    /// Workers send a heartbeat this often; at most a third of the lease.
+    #[arg(long, env = "LORAFLEET_HEARTBEAT", default_value = "2s", value_parser = duration)]
+    pub heartbeat: Duration,
+
+    /// Rows are looked at this often, hint or not.
+    #[arg(long, env = "LORAFLEET_POLL", default_value = "250ms", value_parser = duration)]
+    pub poll: Duration,
+
+    /// A gang that has not loaded base and data within this time is taken apart.
+    #[arg(long, env = "LORAFLEET_LOAD_LIMIT", default_value = "30m", value_parser = duration)]
+    pub load_limit: Duration,
+
+    /// A job that could use more workers than it needs waits this long, so that others may share them.
+    #[arg(long, env = "LORAFLEET_GATHER", default_value = "300ms", value_parser = duration)]
+    pub gather: Duration,
+
+    /// Threads that serve.
+    #[arg(long, env = "LORAFLEET_COORDINATOR_THREADS", default_value_t = 2,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: u16,
+
+    /// How logs look: `human` or `json`.
+    #[arg(long, env = "LORAFLEET_LOG_FORMAT", default_value = "human")]
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// What one field alone cannot tell.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn check(&self) -> Result<(), String> {
+        if self.heartbeat.is_zero() || self.poll.is_zero() {
+            return Err("--heartbeat and --poll must be above 0".to_owned());
+        }
+        if self.heartbeat * 3 > self.lease {
+            return Err(format!(
+                "--heartbeat {:?} is more than a third of --lease {:?}: one late heartbeat would end a lease",
+                self.heartbeat, self.lease
+            ));
+        }
+        if self.poll > self.lease / 3 {
+            return Err(format!("--poll {:?} is more than a third of --lease {:?}", self.poll, self.lease));
+        }
+        Ok(())
+    }
+
+    /// How to reach Postgres.
+    pub fn db(&self) -> DbConfig {
+        DbConfig {
+            url: self.database_url.clone(),
+            direct_url: self.database_direct_url.clone(),
+            max_connections: self.database_connections,
+            connect_timeout: self.database_timeout,
+        }
+    }
+
+    /// How to schedule.
+    pub fn leader(&self) -> LeaderConfig {
+        LeaderConfig { lease: self.lease, poll: self.poll, load_limit: self.load_limit, gather: self.gather }
+    }
+}
+
+/// Reads `500ms`, `15s`, `30m`, `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let wrong = || format!("`{text}` is not a duration such as 500ms, 15s, 30m or 2h");
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let millis = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &[&str]) -> Config {
+        let needed = ["lorafleet-coordinator", "--database-url", "postgres://x", "--store", "memory://"];
+        Config::try_parse_from(needed.iter().chain(more)).expect("valid flags")
+    }
+
+    #[test]
+    fn durations_are_read_and_others_refused() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        assert!(["15", "s", "1.5s", "99999999999999999999h"].iter().all(|text| duration(text).is_err()));
+    }
+
+    #[test]
+    fn defaults_fit_together_and_listen_on_loopback() {
+        let config = parse(&[]);
+        assert_eq!(config.check(), Ok(()));
+        assert!(config.listen.ip().is_loopback() && config.metrics_listen.ip().is_loopback());
+        assert!(parse(&["--heartbeat", "10s"]).check().is_err());
+    }
+}

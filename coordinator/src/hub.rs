@@ -1,0 +1,199 @@
+//! What this process knows of its own: the streams of connected workers, and who wants to be woken.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use lorafleet_proto::v1 as pb;
+use tokio::sync::{Notify, broadcast, mpsc};
+use tonic::Status;
+
+use crate::{
+    ids::{Fence, JobId, WorkerId},
+    metrics,
+};
+
+/// Messages that wait for a worker to read them.
+pub const OUTBOX: usize = 64;
+/// Changes that wait for a watcher; one that falls behind looks at its job anyway.
+const CHANGES: usize = 1024;
+
+/// What goes to a worker.
+pub type Outbound = Result<pb::CoordinatorMessage, Status>;
+
+/// The hub of one coordinator process. Everything in it may be lost: rows are the truth.
+#[derive(Debug)]
+pub struct Hub {
+    connections: Mutex<Connections>,
+    changes: broadcast::Sender<JobId>,
+    scheduler: Notify,
+    dispatch: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    next: u64,
+    by_worker: HashMap<WorkerId, Connection>,
+    /// Heard of since the last time that leases were renewed.
+    heard: HashSet<WorkerId>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    id: u64,
+    outbox: mpsc::Sender<Outbound>,
+    heartbeats: u64,
+    running: HashSet<(JobId, Fence)>,
+}
+
+/// A worker's stream as it stood at one moment.
+#[derive(Clone, Debug)]
+pub struct Connected {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Tells its streams apart.
+    pub connection: u64,
+    /// Where messages to it go.
+    pub outbox: mpsc::Sender<Outbound>,
+    /// Heartbeats on this stream so far.
+    pub heartbeats: u64,
+    /// What it says that it runs.
+    pub running: HashSet<(JobId, Fence)>,
+}
+
+/// A stream's place in the hub; given up when dropped.
+#[derive(Debug)]
+pub struct Seat {
+    hub: Arc<Hub>,
+    worker: WorkerId,
+    id: u64,
+}
+
+impl Hub {
+    /// An empty hub.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            connections: Mutex::default(),
+            changes: broadcast::Sender::new(CHANGES),
+            scheduler: Notify::new(),
+            dispatch: Notify::new(),
+        })
+    }
+
+    /// Takes a worker's stream in; an earlier stream of the same worker is dropped.
+    pub fn connect(self: &Arc<Self>, worker: WorkerId, outbox: mpsc::Sender<Outbound>) -> Seat {
+        let mut connections = self.lock();
+        connections.next += 1;
+        let id = connections.next;
+        let connection = Connection { id, outbox, heartbeats: 0, running: HashSet::new() };
+        connections.by_worker.insert(worker, connection);
+        metrics::connected(connections.by_worker.len());
+        drop(connections);
+        Seat { hub: Arc::clone(self), worker, id }
+    }
+
+    /// All streams as they are now.
+    pub fn connected(&self) -> Vec<Connected> {
+        let connections = self.lock();
+        let stream = |(worker, c): (&WorkerId, &Connection)| Connected {
+            worker: *worker,
+            connection: c.id,
+            outbox: c.outbox.clone(),
+            heartbeats: c.heartbeats,
+            running: c.running.clone(),
+        };
+        connections.by_worker.iter().map(stream).collect()
+    }
+
+    /// The workers that were heard of since the last call.
+    pub fn take_heard(&self) -> Vec<WorkerId> {
+        std::mem::take(&mut self.lock().heard).into_iter().collect()
+    }
+
+    /// A worker's lease has ended: it is told, and its stream ends.
+    pub fn disown(&self, worker: WorkerId) {
+        let mut connections = self.lock();
+        if let Some(connection) = connections.by_worker.remove(&worker) {
+            // A full outbox belongs to a worker that does not read; it finds its stream closed.
+            let _ = connection.outbox.try_send(Ok(unknown()));
+        }
+        metrics::connected(connections.by_worker.len());
+    }
+
+    /// A job's row, history or points changed.
+    pub fn job_changed(&self, job: JobId) {
+        // Without watchers there is nobody to tell.
+        let _ = self.changes.send(job);
+    }
+
+    /// Changes from now on.
+    pub fn changes(&self) -> broadcast::Receiver<JobId> {
+        self.changes.subscribe()
+    }
+
+    /// There may be something to schedule.
+    pub fn want_scheduler(&self) {
+        self.scheduler.notify_one();
+    }
+
+    /// There may be something to tell workers.
+    pub fn want_dispatch(&self) {
+        self.dispatch.notify_one();
+    }
+
+    /// Waits for [`Hub::want_scheduler`].
+    pub async fn scheduler_wanted(&self) {
+        self.scheduler.notified().await;
+    }
+
+    /// Waits for [`Hub::want_dispatch`].
+    pub async fn dispatch_wanted(&self) {
+        self.dispatch.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connections> {
+        // No code panics while it holds the lock, and a poisoned map would still be whole.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// A heartbeat came, with what the worker runs.
+    pub fn heard(&self, running: HashSet<(JobId, Fence)>) {
+        let mut connections = self.hub.lock();
+        connections.heard.insert(self.worker);
+        if let Some(connection) = self.own(&mut connections) {
+            connection.heartbeats += 1;
+            connection.running = running;
+        }
+    }
+
+    /// The worker said that its part in a job is over: it no longer runs it, whatever the last heartbeat said.
+    pub fn finished(&self, job: JobId, fence: &Fence) {
+        let mut connections = self.hub.lock();
+        if let Some(connection) = self.own(&mut connections) {
+            connection.running.remove(&(job, fence.clone()));
+        }
+    }
+
+    fn own<'a>(&self, connections: &'a mut Connections) -> Option<&'a mut Connection> {
+        connections.by_worker.get_mut(&self.worker).filter(|connection| connection.id == self.id)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut connections = self.hub.lock();
+        if self.own(&mut connections).is_some() {
+            connections.by_worker.remove(&self.worker);
+        }
+        metrics::connected(connections.by_worker.len());
+    }
+}
+
+/// Tells a worker that its lease has ended.
+pub fn unknown() -> pb::CoordinatorMessage {
+    let unknown = pb::coordinator_message::Message::Unknown(pb::Unknown {});
+    pb::CoordinatorMessage { message: Some(unknown) }
+}

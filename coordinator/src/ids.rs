@@ -1,0 +1,212 @@
+//! Names of things: job and worker ids, fences, and the resource names that the API shows for them.
+
+use std::{fmt, str::FromStr};
+
+use lorafleet_proto::v1 as pb;
+use uuid::Uuid;
+
+/// A job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub Uuid);
+
+/// A worker process; a restarted worker has a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId(pub Uuid);
+
+/// A resource name or id that has not the form it should have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{given}` is not a {what}; its form is `{form}`")]
+pub struct NameError {
+    given: String,
+    what: &'static str,
+    form: &'static str,
+}
+
+/// What tells stale writers from live ones; compared for equality.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Fence {
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// The generation within the attempt, from 1.
+    pub generation: u32,
+    /// The generation's random id: 16 lower-case hex digits.
+    pub generation_id: String,
+}
+
+/// The name of a checkpoint within its job, `{step:010}-{attempt:04}-{generation:04}-{generation_id}`, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointName {
+    /// The last step it contains.
+    pub step: u64,
+    /// Under which it was written.
+    pub fence: Fence,
+}
+
+// === impl JobId ===
+
+impl JobId {
+    /// A new id; ids of later jobs sort later.
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// Reads `jobs/{id}`.
+    pub fn from_name(name: &str) -> Result<Self, NameError> {
+        let id = name.strip_prefix("jobs/").and_then(|id| Uuid::from_str(id).ok());
+        id.map(Self).ok_or_else(|| NameError { given: name.into(), what: "job name", form: "jobs/{id}" })
+    }
+
+    /// `jobs/{id}`.
+    pub fn name(self) -> String {
+        format!("jobs/{self}")
+    }
+}
+
+impl Default for JobId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+// === impl WorkerId ===
+
+impl WorkerId {
+    /// A new random id.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl FromStr for WorkerId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let id = Uuid::from_str(text).map(Self);
+        id.map_err(|_| NameError { given: text.into(), what: "worker id", form: "a UUID" })
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+// === impl Fence ===
+
+impl Fence {
+    /// The first generation of an attempt, with a new random id.
+    pub fn open(attempt: u32) -> Self {
+        let (high, low) = Uuid::new_v4().as_u64_pair();
+        Self { attempt, generation: 1, generation_id: format!("{:016x}", high ^ low) }
+    }
+
+    /// The attempt as the database keeps it.
+    pub(crate) fn attempt_i32(&self) -> i32 {
+        i32::try_from(self.attempt).unwrap_or(i32::MAX)
+    }
+
+    /// The generation as the database keeps it.
+    pub(crate) fn generation_i32(&self) -> i32 {
+        i32::try_from(self.generation).unwrap_or(i32::MAX)
+    }
+}
+
+impl From<pb::Fence> for Fence {
+    fn from(fence: pb::Fence) -> Self {
+        Self { attempt: fence.attempt, generation: fence.generation, generation_id: fence.generation_id }
+    }
+}
+
+impl From<&Fence> for pb::Fence {
+    fn from(fence: &Fence) -> Self {
+        Self {
+            attempt: fence.attempt,
+            generation: fence.generation,
+            generation_id: fence.generation_id.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.attempt, self.generation, self.generation_id)
+    }
+}
+
+// === impl CheckpointName ===
+
+impl CheckpointName {
+    /// Reads `jobs/{id}/checkpoints/{checkpoint}`.
+    pub fn from_name(name: &str) -> Result<(JobId, Self), NameError> {
+        let wrong = || NameError {
+            given: name.into(),
+            what: "checkpoint name",
+            form: "jobs/{id}/checkpoints/{step}-{attempt}-{generation}-{generation id}",
+        };
+        let (job, own) = name.split_once("/checkpoints/").ok_or_else(wrong)?;
+        Ok((JobId::from_name(job).map_err(|_| wrong())?, own.parse().map_err(|_| wrong())?))
+    }
+}
+
+impl FromStr for CheckpointName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let read = || {
+            let mut parts = text.split('-');
+            let name = Self {
+                step: parts.next()?.parse().ok()?,
+                fence: Fence {
+                    attempt: parts.next()?.parse().ok()?,
+                    generation: parts.next()?.parse().ok()?,
+                    generation_id: parts.next()?.to_owned(),
+                },
+            };
+            // Only the canonical spelling: the name is also a path in the store.
+            (parts.next().is_none() && name.to_string() == text).then_some(name)
+        };
+        read().ok_or_else(|| NameError {
+            given: text.into(),
+            what: "checkpoint id",
+            form: "{step:010}-{attempt:04}-{generation:04}-{generation id}",
+        })
+    }
+}
+
+impl fmt::Display for CheckpointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Fence { attempt, generation, generation_id } = &self.fence;
+        write!(f, "{:010}-{attempt:04}-{generation:04}-{generation_id}", self.step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_and_other_forms_are_refused() {
+        let job = JobId::new();
+        assert_eq!(JobId::from_name(&job.name()), Ok(job));
+        assert!(JobId::from_name("jobs/7").is_err());
+        let name = CheckpointName { step: 50, fence: Fence::open(3) };
+        let text = format!("{}/checkpoints/{name}", job.name());
+        assert_eq!(CheckpointName::from_name(&text), Ok((job, name.clone())));
+        assert!("50-3-1-00".parse::<CheckpointName>().is_err(), "not the canonical spelling");
+        assert!(format!("{name}-x").parse::<CheckpointName>().is_err());
+    }
+
+    #[test]
+    fn generation_ids_are_sixteen_hex_digits_and_differ() {
+        let (a, b) = (Fence::open(1), Fence::open(1));
+        assert_ne!(a, b);
+        assert!(a.generation_id.len() == 16 && a.generation_id.chars().all(|c| c.is_ascii_hexdigit()));
+    }
+}

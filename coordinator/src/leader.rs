@@ -1,0 +1,225 @@
+//! The scheduling loop: lead, end leases, take back what the lost held, start gangs, say why the others wait.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    db::{DbError, within},
+    fleet, gang,
+    hub::Hub,
+    ids::{Fence, JobId, WorkerId},
+    leadership::{Candidate, Leadership},
+    metrics, queue,
+    scheduler::{self, Decision, Queued},
+    stillness::Stillness,
+};
+
+/// Leases are looked at this often.
+const LEASE_CHECK: Duration = Duration::from_millis(500);
+/// Depth of the queue is measured this often.
+const DEPTH_CHECK: Duration = Duration::from_secs(5);
+
+/// How the scheduler behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaderConfig {
+    /// A worker whose counter stands still for this long loses its lease.
+    pub lease: Duration,
+    /// The queue is looked at this often, hint or not.
+    pub poll: Duration,
+    /// A gang must be ready within this time.
+    pub load_limit: Duration,
+    /// A job that could use more workers than it needs waits this long for others to come.
+    pub gather: Duration,
+}
+
+/// The scheduling half of a coordinator; it does something only while it leads.
+#[derive(Debug)]
+pub struct Leader {
+    pool: PgPool,
+    hub: Arc<Hub>,
+    config: LeaderConfig,
+    candidate: Candidate,
+    memory: Memory,
+}
+
+/// What a leader has seen since it leads. Times are its own clock's; a new leader begins with nothing.
+#[derive(Debug)]
+struct Memory {
+    leases: Stillness<WorkerId>,
+    queued_since: HashMap<JobId, Instant>,
+    loading_since: HashMap<(JobId, Fence), Instant>,
+    last_tick: Option<Instant>,
+    leases_checked: Option<Instant>,
+    depth_checked: Option<Instant>,
+}
+
+impl Memory {
+    fn new() -> Self {
+        Self {
+            leases: Stillness::new(),
+            queued_since: HashMap::new(),
+            loading_since: HashMap::new(),
+            last_tick: None,
+            leases_checked: None,
+            depth_checked: None,
+        }
+    }
+}
+
+impl Leader {
+    /// A candidate.
+    pub fn new(pool: PgPool, hub: Arc<Hub>, config: LeaderConfig) -> Self {
+        Self { pool, hub, config, candidate: Candidate::new(), memory: Memory::new() }
+    }
+
+    /// Runs until `shutdown`, then gives the leadership up.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            if let Err(error) = within(self.tick(Instant::now())).await {
+                // Nothing could be seen: whoever is silent gets a whole lease once Postgres is back.
+                self.memory.leases.reset();
+                warn!(%error, "scheduling paused");
+            }
+            let idle = tokio::time::sleep(self.config.poll);
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.hub.scheduler_wanted() => {}
+                () = idle => {}
+            }
+        }
+        if let Err(error) = within(self.candidate.resign(&self.pool)).await {
+            warn!(%error, "leadership not given up; a standby takes over by itself");
+        }
+        metrics::leader(false);
+    }
+
+    async fn tick(&mut self, now: Instant) -> Result<(), DbError> {
+        // After a pause of its own (stopped, starved) a leader has not watched, so nobody was silent.
+        let pause = self.memory.last_tick.replace(now).map(|last| now.duration_since(last));
+        if pause.is_some_and(|pause| pause > self.config.poll + self.config.lease / 3) {
+            self.memory.leases.reset();
+        }
+        let Some(leadership) = self.candidate.campaign(&self.pool, now).await? else {
+            metrics::leader(false);
+            self.memory = Memory { last_tick: Some(now), ..Memory::new() };
+            return Ok(());
+        };
+        metrics::leader(true);
+        if due(&mut self.memory.leases_checked, now, LEASE_CHECK) {
+            self.end_silent_leases(now).await?;
+        }
+        self.take_back().await?;
+        self.time_loading(&leadership, now).await?;
+        self.schedule(&leadership, now).await?;
+        if due(&mut self.memory.depth_checked, now, DEPTH_CHECK) {
+            let (queued, running) = queue::depth(&self.pool).await?;
+            metrics::depth(queued, running);
+        }
+        Ok(())
+    }
+
+    async fn end_silent_leases(&mut self, now: Instant) -> Result<(), DbError> {
+        let counters = fleet::leases(&self.pool).await?;
+        for (worker, counter) in self.memory.leases.observe(now, &counters, self.config.lease) {
+            if let Some(name) = fleet::end_lease(&self.pool, worker, counter).await? {
+                metrics::lease_ended();
+                info!(worker = name, "lease ended");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the part of every member whose worker is gone.
+    async fn take_back(&self) -> Result<(), DbError> {
+        for orphan in queue::orphans(&self.pool).await? {
+            let why = if orphan.restarted { "was started anew" } else { "fell silent; its lease ended" };
+            gang::member_gone(&self.pool, &orphan, why).await?;
+            info!(job = %orphan.job, fence = %orphan.fence, worker = orphan.name, why, "member gone");
+            self.hub.job_changed(orphan.job);
+        }
+        Ok(())
+    }
+
+    async fn time_loading(&mut self, leadership: &Leadership, now: Instant) -> Result<(), DbError> {
+        let loading: HashSet<(JobId, Fence)> = queue::loading(&self.pool).await?.into_iter().collect();
+        self.memory.loading_since.retain(|key, _| loading.contains(key));
+        for key in loading {
+            let since = *self.memory.loading_since.entry(key.clone()).or_insert(now);
+            let (job, fence) = key;
+            if now.duration_since(since) >= self.config.load_limit {
+                let message = format!("was not ready within {} s", self.config.load_limit.as_secs());
+                gang::give_up_loading(&self.pool, leadership, job, &fence, &message).await?;
+                self.hub.job_changed(job);
+            }
+        }
+        Ok(())
+    }
+
+    async fn schedule(&mut self, leadership: &Leadership, now: Instant) -> Result<(), DbError> {
+        let started = Instant::now();
+        let fleet = fleet::free(&self.pool).await?;
+        let entries = queue::queued(&self.pool, u32::try_from(fleet.len()).unwrap_or(u32::MAX)).await?;
+        if entries.is_empty() {
+            self.memory.queued_since.clear();
+            return Ok(());
+        }
+        let known: HashSet<JobId> = entries.iter().map(|entry| entry.job).collect();
+        self.memory.queued_since.retain(|job, _| known.contains(job));
+        let mut queued = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            let since = *self.memory.queued_since.entry(entry.job).or_insert(now);
+            queued.push(Queued {
+                job: entry.job,
+                min: entry.min as usize,
+                max: entry.max as usize,
+                waited: now.duration_since(since),
+                kind: (!entry.kinds.is_empty()).then(|| entry.kinds.clone()),
+            });
+        }
+        let decisions = scheduler::schedule(&queued, &fleet, self.config.gather);
+        for (decision, entry) in decisions.iter().zip(&entries) {
+            self.carry_out(leadership, decision, &entry.message).await?;
+        }
+        metrics::decision(started.elapsed());
+        Ok(())
+    }
+
+    async fn carry_out(
+        &self,
+        leadership: &Leadership,
+        decision: &Decision,
+        said: &str,
+    ) -> Result<(), DbError> {
+        match decision {
+            Decision::Start { job, places } => {
+                if gang::start(&self.pool, leadership, *job, places).await? {
+                    info!(%job, workers = places.len(), "attempt started");
+                    self.hub.job_changed(*job);
+                    self.hub.want_dispatch();
+                }
+            }
+            Decision::Wait { job, reason } if reason != said => {
+                queue::explain(&self.pool, *job, reason).await?;
+                self.hub.job_changed(*job);
+            }
+            Decision::Wait { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether something is due at `now` that was last done at `last`; notes that it is done.
+fn due(last: &mut Option<Instant>, now: Instant, every: Duration) -> bool {
+    let due = last.is_none_or(|last| now.duration_since(last) >= every);
+    if due {
+        *last = Some(now);
+    }
+    due
+}

@@ -1,0 +1,112 @@
+//! Which coordinator schedules: a row with an epoch, taken over by watching its counter stand still.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use crate::{db::DbError, stillness::Stillness};
+
+/// A leader raises its counter this often.
+pub const RENEWAL: Duration = Duration::from_secs(1);
+/// A standby takes over after watching the counter stand still for this long.
+pub const PATIENCE: Duration = Duration::from_secs(4);
+
+/// The right to schedule, until another epoch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    holder: Uuid,
+    epoch: i64,
+}
+
+/// A coordinator that leads or would like to.
+#[derive(Debug)]
+pub struct Candidate {
+    me: Uuid,
+    watch: Stillness<i64>,
+    leads: Option<(Leadership, Instant)>,
+}
+
+impl Leadership {
+    /// Whether it still holds, within the caller's transaction.
+    pub async fn holds(&self, tx: &mut PgConnection) -> Result<bool, DbError> {
+        let holds = sqlx::query_scalar!(
+            r#"select exists (select 1 from scheduler_lease where holder = $1 and epoch = $2) as "holds!""#,
+            self.holder,
+            self.epoch,
+        )
+        .fetch_one(tx)
+        .await?;
+        Ok(holds)
+    }
+}
+
+impl Candidate {
+    /// A coordinator process that just started.
+    pub fn new() -> Self {
+        Self { me: Uuid::new_v4(), watch: Stillness::new(), leads: None }
+    }
+
+    /// Renews the leadership when it is due, or takes it over when nobody has it or its holder stands still.
+    pub async fn campaign(&mut self, pool: &PgPool, now: Instant) -> Result<Option<Leadership>, DbError> {
+        if let Some((leadership, renewed)) = self.leads {
+            if now.duration_since(renewed) < RENEWAL {
+                return Ok(Some(leadership));
+            }
+            if self.renew(pool, leadership).await? {
+                self.leads = Some((leadership, now));
+                return Ok(Some(leadership));
+            }
+            self.leads = None;
+            self.watch.reset();
+        }
+        self.take_over(pool, now).await
+    }
+
+    /// Gives the leadership up, so that a standby need not wait.
+    pub async fn resign(&mut self, pool: &PgPool) -> Result<(), DbError> {
+        if let Some((Leadership { holder, epoch }, _)) = self.leads.take() {
+            sqlx::query!(
+                "update scheduler_lease set holder = null where holder = $1 and epoch = $2",
+                holder,
+                epoch
+            )
+            .execute(pool)
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn renew(&self, pool: &PgPool, leadership: Leadership) -> Result<bool, DbError> {
+        let done = sqlx::query!(
+            "update scheduler_lease set counter = counter + 1 where holder = $1 and epoch = $2",
+            leadership.holder,
+            leadership.epoch,
+        )
+        .execute(pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    async fn take_over(&mut self, pool: &PgPool, now: Instant) -> Result<Option<Leadership>, DbError> {
+        let row = sqlx::query!("select holder, epoch, counter from scheduler_lease").fetch_one(pool).await?;
+        let still = !self.watch.observe(now, &[(row.epoch, row.counter)], PATIENCE).is_empty();
+        if row.holder.is_some() && !still {
+            return Ok(None);
+        }
+        let epoch = sqlx::query_scalar!(
+            "update scheduler_lease set holder = $1, epoch = epoch + 1, counter = counter + 1
+             where epoch = $2 and counter = $3 returning epoch",
+            self.me,
+            row.epoch,
+            row.counter,
+        )
+        .fetch_optional(pool)
+        .await?;
+        let Some(epoch) = epoch else { return Ok(None) };
+        let leadership = Leadership { holder: self.me, epoch };
+        tracing::info!(epoch, "this coordinator schedules now");
+        self.leads = Some((leadership, now));
+        Ok(Some(leadership))
+    }
+}

@@ -1,0 +1,336 @@
+//! Jobs: stored, read, locked by fence, and moved through the state machine.
+
+use chrono::{DateTime, Utc};
+use lorafleet_proto::v1 as pb;
+use sqlx::{PgConnection, PgPool, types::Json};
+use uuid::Uuid;
+
+use crate::{
+    convert,
+    db::{DbError, text},
+    events::{self, Event},
+    ids::{Fence, JobId},
+    job::{JobState, Phase, Transition},
+    points,
+};
+
+/// Longest state message that is kept, in bytes.
+const MAX_STATE_MESSAGE: usize = 4096;
+
+/// What CreateJob stores.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// With defaults filled in, and valid.
+    pub spec: pb::JobSpec,
+    /// The client's key of idempotence.
+    pub request_id: Option<Uuid>,
+}
+
+/// What became of a [`NewJob`].
+#[derive(Clone, Debug)]
+pub enum Created {
+    /// It was stored.
+    New(JobId),
+    /// Its request_id was used before, for this job.
+    Before(JobId, Box<pb::JobSpec>),
+}
+
+/// A job's row.
+#[derive(Clone, Debug)]
+pub struct JobRow {
+    job_id: Uuid,
+    /// Order of submission, the key of pages.
+    pub number: i64,
+    spec: Json<pb::JobSpec>,
+    state: String,
+    state_message: String,
+    create_time: DateTime<Utc>,
+    start_time: Option<DateTime<Utc>>,
+    end_time: Option<DateTime<Utc>>,
+    step: i64,
+    total_steps: i64,
+    attempt: i32,
+    generation: i32,
+    world_size: i32,
+    infrastructure_failures: i32,
+    last_event: i64,
+    result: Option<Json<pb::JobResult>>,
+}
+
+/// A running job whose row this transaction holds, found by its fence.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// The job.
+    pub job: JobId,
+    /// Its fence.
+    pub fence: Fence,
+    /// Where its attempt is.
+    pub phase: Phase,
+    /// The last finished step of the job.
+    pub step: u64,
+    /// The job's last finished step when the attempt was made.
+    pub steps_before: u64,
+    /// See [`pb::Job::infrastructure_failures`].
+    pub infrastructure_failures: u32,
+    /// Why the attempt is closing, if it is.
+    pub message: String,
+}
+
+// The statement reads columns in one order everywhere; the macro checks each use against the schema.
+macro_rules! select_job {
+    ($tail:literal $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            JobRow,
+            r#"select job_id, number, spec as "spec: Json<pb::JobSpec>", state, state_message, create_time, start_time,
+                      end_time, step, total_steps, attempt, generation, world_size, infrastructure_failures, last_event,
+                      result as "result: Json<pb::JobResult>"
+               from jobs "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// Stores a job and its first event, in one transaction; or finds the one that the same request_id made before.
+pub async fn create(pool: &PgPool, new: &NewJob) -> Result<Created, DbError> {
+    if let Some(before) = find_request(pool, new.request_id).await? {
+        return Ok(before);
+    }
+    match insert(pool, new).await {
+        Err(error) if error.unique_violation() == Some("jobs_request_id_key") => {
+            // Another call with this request_id won the race; its row is there now.
+            find_request(pool, new.request_id).await?.ok_or(error)
+        }
+        other => other.map(Created::New),
+    }
+}
+
+async fn insert(pool: &PgPool, new: &NewJob) -> Result<JobId, DbError> {
+    let job = JobId::new();
+    let workers = new.spec.workers.unwrap_or_default();
+    let mut tx = pool.begin().await?;
+    sqlx::query!(
+        "insert into jobs (job_id, request_id, spec, workers_min, workers_max) values ($1, $2, $3, $4, $5)",
+        job.0,
+        new.request_id,
+        Json(&new.spec) as _,
+        convert::to_i32(workers.min),
+        convert::to_i32(workers.max),
+    )
+    .execute(&mut *tx)
+    .await?;
+    let message = format!("job {} was submitted", new.spec.display_name);
+    events::append(&mut tx, job, Event::new("created", message, None)).await?;
+    tx.commit().await?;
+    Ok(job)
+}
+
+async fn find_request(pool: &PgPool, request_id: Option<Uuid>) -> Result<Option<Created>, DbError> {
+    let Some(request_id) = request_id else { return Ok(None) };
+    let found = by_request_id(pool, request_id).await?;
+    Ok(found.map(|(job, spec)| Created::Before(job, Box::new(spec))))
+}
+
+async fn by_request_id(pool: &PgPool, request: Uuid) -> Result<Option<(JobId, pb::JobSpec)>, DbError> {
+    let row = sqlx::query!(
+        r#"select job_id, spec as "spec: Json<pb::JobSpec>" from jobs where request_id = $1"#,
+        request
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| (JobId(row.job_id), row.spec.0)))
+}
+
+/// One job.
+pub async fn get(pool: &PgPool, job: JobId) -> Result<Option<JobRow>, DbError> {
+    Ok(select_job!("where job_id = $1", job.0).fetch_optional(pool).await?)
+}
+
+/// At most `limit` jobs submitted before number `before`, newest first; in one of `states` unless that is empty.
+pub async fn list(
+    pool: &PgPool,
+    before: i64,
+    states: &[JobState],
+    limit: u32,
+) -> Result<Vec<JobRow>, DbError> {
+    let states: Vec<String> = states.iter().map(|state| state.as_str().to_owned()).collect();
+    let rows = select_job!(
+        "where number < $1 and (cardinality($2::text[]) = 0 or state = any($2)) order by number desc limit $3",
+        before,
+        &states,
+        i64::from(limit),
+    );
+    Ok(rows.fetch_all(pool).await?)
+}
+
+/// Whether there is such a job.
+pub async fn exists(pool: &PgPool, job: JobId) -> Result<bool, DbError> {
+    let exists =
+        sqlx::query_scalar!(r#"select exists (select 1 from jobs where job_id = $1) as "exists!""#, job.0);
+    Ok(exists.fetch_one(pool).await?)
+}
+
+/// What a job says.
+pub async fn spec(pool: &PgPool, job: JobId) -> Result<Option<pb::JobSpec>, DbError> {
+    let row =
+        sqlx::query_scalar!(r#"select spec as "spec: Json<pb::JobSpec>" from jobs where job_id = $1"#, job.0)
+            .fetch_optional(pool)
+            .await?;
+    Ok(row.map(|spec| spec.0))
+}
+
+/// Locks a running job's row, if `fence` is its fence. `None`: the fence is stale.
+pub async fn lock_live(tx: &mut PgConnection, job: JobId, fence: &Fence) -> Result<Option<Live>, DbError> {
+    let row = sqlx::query!(
+        "select j.step, j.infrastructure_failures, a.phase, a.message, a.steps_before
+         from jobs j join attempts a on a.job_id = j.job_id and a.attempt = j.attempt
+         where j.job_id = $1 and j.state = 'RUNNING' and j.attempt = $2 and j.generation = $3 and j.generation_id = $4
+         for no key update of j",
+        job.0,
+        fence.attempt_i32(),
+        fence.generation_i32(),
+        fence.generation_id,
+    )
+    .fetch_optional(tx)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Live {
+        job,
+        fence: fence.clone(),
+        phase: Phase::parse(&row.phase).ok_or_else(|| DbError::Data(format!("phase {}", row.phase)))?,
+        step: convert::to_u64(row.step),
+        steps_before: convert::to_u64(row.steps_before),
+        infrastructure_failures: convert::to_u32(row.infrastructure_failures),
+        message: row.message,
+    }))
+}
+
+/// Locks a job's row, whatever its state; gives the state and the fence of its live or last attempt.
+pub async fn lock(tx: &mut PgConnection, job: JobId) -> Result<Option<(JobState, Fence)>, DbError> {
+    let row = sqlx::query!(
+        "select state, attempt, generation, generation_id from jobs where job_id = $1 for no key update",
+        job.0
+    )
+    .fetch_optional(tx)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let fence = Fence {
+        attempt: convert::to_u32(row.attempt),
+        generation: convert::to_u32(row.generation),
+        generation_id: row.generation_id,
+    };
+    Ok(Some((parse_state(&row.state)?, fence)))
+}
+
+/// Moves a job, and its live attempt with it: the only statements that write their `state`. False when the row was
+/// not in the state that the transition begins from.
+pub async fn transition(
+    tx: &mut PgConnection,
+    job: JobId,
+    change: Transition,
+    message: &str,
+) -> Result<bool, DbError> {
+    let message = text(message, MAX_STATE_MESSAGE);
+    if let Some(attempt) = change.attempt() {
+        sqlx::query!(
+            "update attempts set state = $2, phase = 'ENDED', message = $3, end_time = now()
+             where job_id = $1 and state = 'RUNNING'",
+            job.0,
+            attempt.as_str(),
+            message,
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    let done = sqlx::query!(
+        "update jobs set state = $3, state_message = $4,
+                start_time = case when $3 = 'RUNNING' then coalesce(start_time, now()) else start_time end,
+                world_size = case when $3 = 'RUNNING' then world_size else 0 end,
+                end_time = case when $5 then now() end
+         where job_id = $1 and state = $2",
+        job.0,
+        change.from().as_str(),
+        change.to().as_str(),
+        message,
+        change.to().is_terminal(),
+    )
+    .execute(tx)
+    .await?;
+    let moved = done.rows_affected() == 1;
+    if moved {
+        crate::metrics::transition(change);
+    }
+    Ok(moved)
+}
+
+/// Writes down what came of a job. The caller holds its lock.
+pub async fn record_result(tx: &mut PgConnection, job: JobId, result: &pb::JobResult) -> Result<(), DbError> {
+    sqlx::query!("update jobs set result = $2 where job_id = $1", job.0, Json(result) as _)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Writes down the count of infrastructure failures. The caller holds the job's lock.
+pub async fn record_failures(tx: &mut PgConnection, job: JobId, count: u32) -> Result<(), DbError> {
+    let count = convert::to_i32(count);
+    sqlx::query!("update jobs set infrastructure_failures = $2 where job_id = $1", job.0, count)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+fn parse_state(state: &str) -> Result<JobState, DbError> {
+    JobState::parse(state).ok_or_else(|| DbError::Data(format!("job state {state}")))
+}
+
+// === impl JobRow ===
+
+impl JobRow {
+    /// The job.
+    pub fn id(&self) -> JobId {
+        JobId(self.job_id)
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> Result<JobState, DbError> {
+        parse_state(&self.state)
+    }
+
+    /// Number of its last event.
+    pub fn last_event(&self) -> u64 {
+        convert::to_u64(self.last_event)
+    }
+
+    /// As the API shows it; the latest points are read in one statement for all.
+    pub async fn messages(pool: &PgPool, rows: Vec<Self>) -> Result<Vec<pb::Job>, DbError> {
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.job_id).collect();
+        let mut latest = points::latest(pool, &ids).await?;
+        rows.into_iter()
+            .map(|row| {
+                let point = latest.remove(&row.id());
+                row.message(point)
+            })
+            .collect()
+    }
+
+    /// As the API shows it.
+    pub fn message(self, latest: Option<pb::MetricPoint>) -> Result<pb::Job, DbError> {
+        Ok(pb::Job {
+            name: self.id().name(),
+            state: pb::JobState::from(self.state()?).into(),
+            spec: Some(self.spec.0),
+            state_message: self.state_message,
+            create_time: Some(convert::timestamp(self.create_time)),
+            start_time: self.start_time.map(convert::timestamp),
+            end_time: self.end_time.map(convert::timestamp),
+            step: convert::to_u64(self.step),
+            total_steps: convert::to_u64(self.total_steps),
+            attempt: convert::to_u32(self.attempt),
+            generation: convert::to_u32(self.generation),
+            world_size: convert::to_u32(self.world_size),
+            infrastructure_failures: convert::to_u32(self.infrastructure_failures),
+            latest,
+            result: self.result.map(|result| result.0),
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! What the scheduler sees of the queue, and what it says about the jobs that wait.
+
+use sqlx::PgPool;
+
+use crate::{convert, db::DbError, ids::JobId};
+
+/// Jobs that one decision looks at; those behind them are looked at when these have started.
+const WINDOW: i64 = 1000;
+/// Jobs too large for the fleet that get their reason told in one decision.
+const TOO_LARGE: i64 = 100;
+
+/// A job that waits.
+#[derive(Clone, Debug)]
+pub struct QueueEntry {
+    /// The job.
+    pub job: JobId,
+    /// Members that it needs.
+    pub min: u32,
+    /// Members that it can use.
+    pub max: u32,
+    /// The kinds of its last gang; empty before the first.
+    pub kinds: String,
+    /// What it says now.
+    pub message: String,
+}
+
+/// The head of the queue, oldest first: jobs that a fleet of `workers` could hold, and some that it could not.
+pub async fn queued(pool: &PgPool, workers: u32) -> Result<Vec<QueueEntry>, DbError> {
+    let rows = sqlx::query!(
+        r#"select job_id as "job_id!", workers_min as "min!", workers_max as "max!", kinds as "kinds!",
+                  state_message as "message!"
+           from (
+             (select * from jobs where state = 'QUEUED' and workers_min <= $1 order by number limit $2)
+             union all
+             (select * from jobs where state = 'QUEUED' and workers_min > $1 order by number limit $3)
+           ) head order by number"#,
+        convert::to_i32(workers),
+        WINDOW,
+        TOO_LARGE,
+    )
+    .fetch_all(pool)
+    .await?;
+    let entry = |(job_id, min, max, kinds, message)| QueueEntry {
+        job: JobId(job_id),
+        min: convert::to_u32(min),
+        max: convert::to_u32(max),
+        kinds,
+        message,
+    };
+    Ok(rows.into_iter().map(|r| entry((r.job_id, r.min, r.max, r.kinds, r.message))).collect())
+}
+
+/// Says why a job waits; only written where it changed.
+pub async fn explain(pool: &PgPool, job: JobId, reason: &str) -> Result<(), DbError> {
+    sqlx::query!(
+        "update jobs set state_message = $2 where job_id = $1 and state = 'QUEUED' and state_message <> $2",
+        job.0,
+        reason,
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// How many jobs are queued, and how many run.
+pub async fn depth(pool: &PgPool) -> Result<(u64, u64), DbError> {
+    let row = sqlx::query!(
+        r#"select (select count(*) from jobs where state = 'QUEUED') as "queued!",
+                  (select count(*) from jobs where state = 'RUNNING') as "running!""#
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok((convert::to_u64(row.queued), convert::to_u64(row.running)))
+}
