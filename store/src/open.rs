@@ -56,7 +56,8 @@ pub(crate) fn open(text: &str, variables: &Variables) -> Result<Opened> {
         "az" | "abfs" | "abfss" | "azure" => azure(&url, variables),
         other => return Err(bad(format!("{other:?} is no known kind of store"))),
     };
-    let backend = built.map_err(|error| bad(error.to_string()))?;
+    let options = "options come from the environment: AWS_*, GOOGLE_*, AZURE_*";
+    let backend = built.map_err(|error| bad(format!("{error} ({options})")))?;
     let prefix = Path::from_url_path(url.path()).map_err(|error| bad(error.to_string()))?;
     Ok(Opened { backend: Arc::new(PrefixStore::new(backend, prefix)), remote: true })
 }
@@ -189,7 +190,7 @@ mod tests {
             ("s3://key:secret@bucket", "environment variables"),
             ("s3://bucket?region=x", "query"),
             ("file:///proc/version/store", "cannot create"),
-            ("az://container/x", "account"),
+            ("az://container/x", "AZURE_"),
         ] {
             let error =
                 open(url, &variables(&[])).err().unwrap_or_else(|| panic!("{url} opened")).to_string();
