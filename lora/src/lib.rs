@@ -1,7 +1,19 @@
 //! The mathematics of lorafleet: models, adapters, optimizers and training, without network or database.
 
+pub mod adapter;
+pub mod base;
+pub mod exact;
 pub mod flops;
-pub(crate) mod linear;
+pub mod generate;
+mod linear;
 pub mod model;
-pub(crate) mod ops;
+mod ops;
+pub mod optim;
 pub mod params;
+pub mod train;
+
+pub use adapter::Adapter;
+pub use base::{Base, BaseError};
+pub use exact::ReduceBuffer;
+pub use generate::{GenerateOptions, generate};
+pub use train::{CheckpointFiles, EvalSums, Snapshot, StepReport, TrainError, Trainer};

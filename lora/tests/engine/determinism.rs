@@ -1,0 +1,123 @@
+//! The same adapter, byte for byte: for any number of threads, of members, and after a restart from a checkpoint.
+
+use lorafleet_lora::{EvalSums, Trainer};
+use lorafleet_spec::job::Job;
+
+use crate::fixtures::{Files, Gang, base, examples, job};
+
+const STEPS: u64 = 10;
+
+fn small_job(reduce: &str) -> Job {
+    let train = format!(
+        "steps: {STEPS}, global_batch: 6, micro_batches: 4, max_length: 96, lr: 2e-3, warmup: 2, \
+         weight_decay: 0.01, seed: 5, reduce: {reduce}"
+    );
+    job(&train, "rank: 8, alpha: 16")
+}
+
+/// The whole job on `world_size` members with `threads` threads; the losses of its steps and its last state.
+fn run(job: &Job, world_size: usize, threads: usize) -> (Vec<f64>, Files) {
+    let data = examples("train.jsonl", job.train.max_length as usize);
+    let base = base();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    pool.install(|| {
+        let mut gang = Gang::new(&base, job, data.len(), STEPS, world_size);
+        let losses = (0..STEPS).map(|_| gang.step(&data).loss).collect();
+        (losses, gang.files())
+    })
+}
+
+#[test]
+fn threads_and_members_do_not_change_a_bit() {
+    let job = small_job("exact");
+    let (losses, files) = run(&job, 1, 1);
+    assert!(losses[STEPS as usize - 1] < losses[0], "it learns: {losses:?}");
+    for (world_size, threads) in [(1, 2), (1, 3), (2, 1), (2, 2), (3, 2)] {
+        let (other_losses, other_files) = run(&job, world_size, threads);
+        assert_eq!(losses, other_losses, "{world_size} members, {threads} threads: losses");
+        assert!(files == other_files, "{world_size} members, {threads} threads: another adapter");
+    }
+}
+
+#[test]
+fn f32_sums_train_too() {
+    let exact = run(&small_job("exact"), 1, 2).0;
+    let f32 = run(&small_job("f32"), 2, 2).0;
+    for (exact, f32) in exact.iter().zip(&f32) {
+        assert!((exact - f32).abs() < 1e-3 * exact, "{exact} {f32}");
+    }
+}
+
+#[test]
+fn a_restored_checkpoint_goes_on_to_the_same_bytes() {
+    let job = small_job("exact");
+    let data = examples("train.jsonl", job.train.max_length as usize);
+    let base = base();
+    let mut whole = Gang::new(&base, &job, data.len(), STEPS, 1);
+    let mut checkpoint = Files::new();
+    for step in 1..=STEPS {
+        whole.step(&data);
+        if step == 4 {
+            checkpoint = whole.files();
+        }
+    }
+    let mut resumed = Gang::new(&base, &job, data.len(), STEPS, 2);
+    for member in &mut resumed.members {
+        // Work that was lost with the gang must leave no trace.
+        member.micro_batch(&[&data[0]]).unwrap();
+        member.restore(&checkpoint).unwrap();
+        assert_eq!(member.step(), 4);
+        assert!(member.snapshot().files == checkpoint);
+    }
+    for _ in 4..STEPS {
+        resumed.step(&data);
+    }
+    assert!(whole.files() == resumed.files());
+}
+
+#[test]
+fn a_damaged_checkpoint_changes_nothing() {
+    let job = small_job("exact");
+    let mut trainer = Trainer::new(base(), &job, STEPS, 0).unwrap();
+    let (before, hash) = (trainer.snapshot(), trainer.state_hash());
+    let mut torn = before.files.clone();
+    torn.get_mut("optimizer.safetensors").unwrap().truncate(1000);
+    assert!(trainer.restore(&torn).unwrap_err().to_string().contains("optimizer.safetensors"));
+    torn.remove("optimizer.safetensors");
+    assert!(trainer.restore(&torn).unwrap_err().to_string().contains("no optimizer.safetensors"));
+    let other = Trainer::new(base(), &crate::fixtures::job("steps: 1", "rank: 4"), 1, 0).unwrap();
+    assert!(trainer.restore(&other.snapshot().files).unwrap_err().to_string().contains("another adapter"));
+    assert_eq!((trainer.snapshot(), trainer.state_hash()), (before, hash));
+}
+
+#[test]
+fn an_abandoned_step_can_be_computed_again() {
+    let job = small_job("exact");
+    let data = examples("train.jsonl", job.train.max_length as usize);
+    let base = base();
+    let (mut steady, mut shaken) =
+        (Gang::new(&base, &job, data.len(), STEPS, 1), Gang::new(&base, &job, data.len(), STEPS, 1));
+    for _ in 0..2 {
+        steady.step(&data);
+        shaken.members[0].micro_batch(&[&data[7], &data[8]]).unwrap();
+        shaken.members[0].abandon_step();
+        shaken.step(&data);
+    }
+    assert!(steady.files() == shaken.files());
+}
+
+#[test]
+fn evaluation_sums_do_not_depend_on_order() {
+    let job = small_job("exact");
+    let data = examples("validation.jsonl", 96);
+    let trainer = Trainer::new(base(), &job, STEPS, 0).unwrap();
+    let parts: Vec<_> = data[..24].chunks(4).collect();
+    let sum = |parts: &mut dyn Iterator<Item = &&[lorafleet_spec::data::Example]>| {
+        let mut sums = EvalSums::default();
+        for part in parts {
+            sums.add(trainer.evaluate(&part.iter().collect::<Vec<_>>()).unwrap());
+        }
+        sums
+    };
+    assert_eq!(sum(&mut parts.iter()), sum(&mut parts.iter().rev()));
+}
