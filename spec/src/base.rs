@@ -225,3 +225,6 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use lorafleet_proto::v1 as pb;
 
 pub use defaults::{Defaults, fill_defaults};
 pub use yaml::parse_yaml;
+pub(crate) use yaml::{covers, read_lenient};
 
 use crate::targets::TargetRule;
 
@@ -261,3 +262,6 @@ impl Job {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,3 +121,85 @@ fn split(places: &[usize], lengths: &[usize], limit: usize) -> Vec<Vec<usize>> {
 pub fn share(micro_batches: usize, index: usize, world_size: usize) -> Vec<usize> {
     (index..micro_batches).step_by(world_size.max(1)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_rule_never_changes() {
+        // Golden: an independent implementation (Python, ChaCha8 from its definition) gives the same. A difference
+        // changes every adapter.
+        let mut sampler = Sampler::new(&"0".repeat(64), 7, 10, 4);
+        let steps: Vec<_> = (1..=4).map(|step| sampler.step(step)).collect();
+        assert_eq!(steps, GOLDEN);
+    }
+
+    const GOLDEN: [[u32; 4]; 4] = [[1, 5, 6, 4], [7, 9, 0, 2], [8, 3, 4, 1], [0, 5, 9, 3]];
+
+    #[test]
+    fn micro_batches_have_about_equal_work() {
+        let lengths = [10, 200, 30, 40, 100, 60, 70, 90];
+        let batches = cut(&lengths, 3, None);
+        let tokens: Vec<usize> = batches.iter().map(|b| b.iter().map(|i| lengths[*i]).sum()).collect();
+        assert_eq!(tokens.iter().sum::<usize>(), 600);
+        assert_eq!(tokens, [200, 200, 200]);
+        assert_eq!(cut(&[5, 5], 8, None), [[0], [1]]);
+        assert_eq!(cut(&[], 8, None), Vec::<Vec<usize>>::new());
+    }
+
+    #[test]
+    fn too_many_tokens_are_cut_further() {
+        assert_eq!(cut(&[5, 5, 5, 5], 1, Some(10)), [[0, 1], [2, 3]]);
+        assert_eq!(cut(&[9, 9, 1], 1, Some(10)), vec![vec![0], vec![1, 2]]);
+    }
+
+    #[test]
+    fn members_take_micro_batches_in_turn() {
+        assert_eq!(share(5, 1, 2), [1, 3]);
+        assert_eq!(share(2, 2, 3), Vec::<usize>::new());
+    }
+
+    proptest! {
+        #[test]
+        fn an_epoch_has_every_example_once(examples in 1u32..200, batch in 1u32..40, seed: u64) {
+            let mut sampler = Sampler::new("data", seed, examples, batch);
+            let steps = (2 * examples).div_ceil(batch);
+            let all: Vec<u32> = (1..=u64::from(steps)).flat_map(|step| sampler.step(step)).collect();
+            for epoch in all.chunks_exact(examples as usize) {
+                let mut sorted = epoch.to_vec();
+                sorted.sort_unstable();
+                prop_assert_eq!(sorted, (0..examples).collect::<Vec<_>>());
+            }
+        }
+
+        #[test]
+        fn a_step_does_not_depend_on_the_steps_before(examples in 1u32..100, batch in 1u32..40, step in 1u64..1000) {
+            let mut walked = Sampler::new("data", 1, examples, batch);
+            (1..step).for_each(|earlier| drop(walked.step(earlier)));
+            prop_assert_eq!(walked.step(step), Sampler::new("data", 1, examples, batch).step(step));
+        }
+
+        #[test]
+        fn cutting_loses_and_doubles_nothing(
+            lengths in prop::collection::vec(0usize..100, 0..50), micro_batches in 1usize..12,
+            limit in prop::option::of(100usize..300), world_size in 1usize..9,
+        ) {
+            let batches = cut(&lengths, micro_batches, limit);
+            let mut all: Vec<_> = batches.iter().flatten().copied().collect();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..lengths.len()).collect::<Vec<_>>());
+            prop_assert!(batches.iter().all(|batch| !batch.is_empty()));
+            prop_assert!(batches.len() >= micro_batches.min(lengths.len()));
+            if let Some(limit) = limit {
+                let tokens = |batch: &Vec<usize>| batch.iter().map(|i| lengths[*i]).sum::<usize>();
+                prop_assert!(batches.iter().all(|batch| tokens(batch) <= limit));
+            }
+            let mut taken: Vec<_> = (0..world_size).flat_map(|i| share(batches.len(), i, world_size)).collect();
+            taken.sort_unstable();
+            prop_assert_eq!(taken, (0..batches.len()).collect::<Vec<_>>());
+        }
+    }
+}

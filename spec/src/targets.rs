@@ -355,3 +355,6 @@ fn is_match(regex: &Regex, module: &str) -> Result<bool, String> {
         .is_match(module)
         .map_err(|error| format!("has a pattern too costly to match against {module}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,10 +107,12 @@ impl Reader<'_> {
         let heads = self.size("num_attention_heads", None);
         let kv_heads = self.size("num_key_value_heads", Some(heads));
         let head_dim = self.size("head_dim", Some(hidden / heads));
-        self.rule(heads % kv_heads == 0, || {
+        self.rule(heads.is_multiple_of(kv_heads), || {
             format!("num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})")
         });
-        self.rule(head_dim % 2 == 0, || format!("head_dim ({head_dim}) is odd; rotary positions need pairs"));
+        self.rule(head_dim.is_multiple_of(2), || {
+            format!("head_dim ({head_dim}) is odd; rotary positions need pairs")
+        });
         if let Some(quantized) = self.get("quantization_config") {
             let method =
                 quantized.get("quant_method").and_then(Value::as_str).unwrap_or("unknown").to_owned();

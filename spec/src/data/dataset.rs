@@ -6,6 +6,7 @@ use lorafleet_proto::v1 as pb;
 
 use super::{
     formats::{self, Format, Row},
+    mask::MaskError,
     tokenize::Tokenizer,
 };
 
@@ -75,6 +76,14 @@ pub enum DataError {
         /// What is wrong with it.
         message: String,
     },
+    /// The base's chat template does not suit the data set.
+    #[error("line {line}: {message}")]
+    NotPrefixStable {
+        /// The line where it showed, from 1.
+        line: u64,
+        /// Where it is not.
+        message: String,
+    },
     /// No line holds an example.
     #[error("the data set is empty: no line holds an example")]
     Empty,
@@ -126,12 +135,34 @@ impl Dataset {
         max_length: usize,
         max_positions: usize,
     ) -> Result<Self, DataError> {
+        Self::read_all(reader, tokenizer, max_length, max_positions, 1)
+            .map_err(|mut errors| errors.pop().unwrap_or(DataError::Empty))
+    }
+
+    /// As [`Dataset::read`], but tells up to `limit` bad lines.
+    ///
+    /// # Errors
+    /// At least one error; only bad lines come in numbers.
+    pub fn read_all(
+        reader: impl BufRead,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        max_positions: usize,
+        limit: usize,
+    ) -> Result<Self, Vec<DataError>> {
         if max_length > max_positions {
-            return Err(DataError::TooLong { max_length, max_positions });
+            return Err(vec![DataError::TooLong { max_length, max_positions }]);
         }
-        let mut builder = Builder::new(max_length);
-        each_row(reader, |line, row| builder.add(line, &row, tokenizer))?;
-        builder.finish()
+        let (mut builder, mut bad) = (Builder::new(max_length), Vec::new());
+        let end = each_row(reader, |line, row| {
+            match row.and_then(|row| builder.add(line, &row, tokenizer)) {
+                Err(error @ DataError::Line { .. }) if bad.len() + 1 < limit => bad.push(error),
+                other => other?,
+            }
+            Ok(())
+        });
+        bad.extend(end.err());
+        if bad.is_empty() { builder.finish().map_err(|error| vec![error]) } else { Err(bad) }
     }
 }
 
@@ -141,17 +172,14 @@ impl Dataset {
 /// The first bad line, by its number; an empty data set.
 pub fn check_reader(reader: impl BufRead) -> Result<u64, DataError> {
     let mut examples = 0;
-    each_row(reader, |_, _| {
-        examples += 1;
-        Ok(())
-    })?;
+    each_row(reader, |_, row| row.map(|_| examples += 1))?;
     if examples == 0 { Err(DataError::Empty) } else { Ok(examples) }
 }
 
-/// Calls `each` with every line that is not blank, and its number.
+/// Calls `each` with every line that is not blank and its number, until that gives an error.
 fn each_row(
     mut reader: impl BufRead,
-    mut each: impl FnMut(u64, Row) -> Result<(), DataError>,
+    mut each: impl FnMut(u64, Result<Row, DataError>) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     let (mut bytes, mut line) = (Vec::new(), 0);
     loop {
@@ -169,7 +197,7 @@ fn each_row(
         let text = std::str::from_utf8(&bytes).map_err(|error| bad(format!("is not UTF-8: {error}")))?;
         let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text }.trim();
         if !text.is_empty() {
-            each(line, formats::parse_line(text).map_err(bad)?)?;
+            each(line, formats::parse_line(text).map_err(bad))?;
         }
     }
 }
@@ -191,8 +219,12 @@ impl Builder {
     fn add(&mut self, line: u64, row: &Row, tokenizer: &Tokenizer) -> Result<(), DataError> {
         let bad = |message: String| DataError::Line { line, message };
         let Row::Chat(chat) = row;
-        let (mut tokens, mut labels) =
-            tokenizer.encode_chat(chat).map_err(|error| bad(format!("cannot be used: {error}")))?;
+        let (mut tokens, mut labels) = tokenizer.encode_chat(chat).map_err(|error| match error {
+            MaskError::NotPrefixStable { .. } => {
+                DataError::NotPrefixStable { line, message: error.to_string() }
+            }
+            other => bad(format!("cannot be used: {other}")),
+        })?;
         if let Some(vocab) = tokenizer.vocab()
             && let Some(token) = tokens.iter().find(|token| **token as usize >= vocab)
         {
@@ -244,3 +276,6 @@ impl Builder {
         Ok(Dataset { examples: self.examples, summary })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,38 +32,60 @@ const MAX_NEW_TOKENS: u32 = 8192;
 /// Entries of one list in the adapter's section.
 const MAX_LIST: usize = 4096;
 
-pub(super) fn job(spec: &pb::JobSpec) -> Result<Job, Vec<FieldError>> {
+/// The parts of a job, each as far as it can be told; none of them counts where its section has an error.
+pub(crate) struct Parts {
+    base: Option<Source>,
+    task: Option<Task>,
+    train_data: Option<Source>,
+    eval_data: Option<Source>,
+    pub adapter: Option<AdapterSpec>,
+    train: Option<TrainSpec>,
+    eval: EvalSpec,
+    checkpoint: CheckpointSpec,
+    workers: WorkersSpec,
+}
+
+/// Checks every field.
+pub(super) fn parts(spec: &pb::JobSpec) -> (Parts, Vec<FieldError>) {
     let mut check = Check(Vec::new());
     check.name(&spec.display_name);
-    let task = check.task(spec.task);
-    let base = check.required("base", spec.base.as_ref().map(|base| (&base.source, &base.sha256)));
     let data = spec.data.clone().unwrap_or_default();
-    let train_data =
-        check.required("data.train", data.train.as_ref().map(|data| (&data.source, &data.sha256)));
-    let eval_data = data.eval.as_ref().and_then(|data| check.source("data.eval", &data.source, &data.sha256));
-    let adapter = check.adapter(&spec.adapter.clone().unwrap_or_default());
-    let train = check.train(&spec.train.unwrap_or_default());
-    let eval = check.eval(&spec.eval.clone().unwrap_or_default());
-    let checkpoint = check.checkpoint(&spec.checkpoint.unwrap_or_default());
-    let workers =
-        check.workers(&spec.workers.unwrap_or_default(), spec.train.unwrap_or_default().micro_batches);
-    let job = (|| {
+    let train = spec.train.unwrap_or_default();
+    let parts = Parts {
+        task: check.task(spec.task),
+        base: check.required("base", spec.base.as_ref().map(|base| (&base.source, &base.sha256))),
+        train_data: check
+            .required("data.train", data.train.as_ref().map(|data| (&data.source, &data.sha256))),
+        eval_data: data.eval.as_ref().and_then(|data| check.source("data.eval", &data.source, &data.sha256)),
+        adapter: check.adapter(&spec.adapter.clone().unwrap_or_default()),
+        train: check.train(&train),
+        eval: check.eval(&spec.eval.clone().unwrap_or_default()),
+        checkpoint: check.checkpoint(&spec.checkpoint.unwrap_or_default()),
+        workers: check.workers(&spec.workers.unwrap_or_default(), train.micro_batches),
+    };
+    (parts, check.0)
+}
+
+/// Checks every field; a job when all of them are right.
+pub(super) fn job(spec: &pb::JobSpec) -> Result<Job, Vec<FieldError>> {
+    let (parts, errors) = parts(spec);
+    parts.into_job(spec.display_name.clone()).filter(|_| errors.is_empty()).ok_or(errors)
+}
+
+impl Parts {
+    fn into_job(self, name: String) -> Option<Job> {
         Some(Job {
-            name: spec.display_name.clone(),
-            base: base?,
-            task: task?,
-            train_data: train_data?,
-            eval_data,
-            adapter: adapter?,
-            train: train?,
-            eval,
-            checkpoint,
-            workers,
+            name,
+            base: self.base?,
+            task: self.task?,
+            train_data: self.train_data?,
+            eval_data: self.eval_data,
+            adapter: self.adapter?,
+            train: self.train?,
+            eval: self.eval,
+            checkpoint: self.checkpoint,
+            workers: self.workers,
         })
-    })();
-    match job {
-        Some(job) if check.0.is_empty() => Ok(job),
-        _ => Err(check.0),
     }
 }
 

@@ -4,7 +4,8 @@ use lorafleet_proto::v1::{self as pb, train_spec::Length};
 use serde_json::{Map, Value};
 
 use super::{
-    FieldError, Job,
+    FieldError,
+    check::{self, Parts},
     defaults::{Defaults, fill_defaults, new_checkpoint, new_eval, new_train},
 };
 
@@ -74,25 +75,13 @@ const SOURCE_FIELDS: &[&str] = &["source", "sha256"];
 /// assert_eq!(errors[0].to_string(), "adaptor: is not a field of a job file; did you mean `adapter`?");
 /// ```
 pub fn parse_yaml(text: &str) -> Result<pb::JobSpec, Vec<FieldError>> {
-    let (spec, mut errors) = read(text);
-    if let Err(more) = Job::try_from(&spec) {
-        for error in more {
-            // A field that could not be read has a default in its place, and one error is enough for it.
-            if !errors.iter().any(|known| covers(&known.path, &error.path)) {
-                errors.push(error);
-            }
-        }
-    }
+    let (spec, _, errors) = read_lenient(text);
     if errors.is_empty() { Ok(spec) } else { Err(errors) }
 }
 
-/// Whether an error at `known` makes one at `path` a consequence of it.
-fn covers(known: &str, path: &str) -> bool {
-    known.is_empty()
-        || path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-}
-
-fn read(text: &str) -> (pb::JobSpec, Vec<FieldError>) {
+/// Reads a job file as far as it can be: the message with every default filled in, its valid parts, and everything
+/// that is wrong.
+pub(crate) fn read_lenient(text: &str) -> (pb::JobSpec, Parts, Vec<FieldError>) {
     let mut reader = Reader { errors: Vec::new() };
     let mut spec = pb::JobSpec::default();
     match parse(text) {
@@ -100,7 +89,21 @@ fn read(text: &str) -> (pb::JobSpec, Vec<FieldError>) {
         Err(message) => reader.error("", message),
     }
     fill_defaults(&mut spec);
-    (spec, reader.errors)
+    let mut errors = reader.errors;
+    let (parts, more) = check::parts(&spec);
+    for error in more {
+        // A field that could not be read has a default in its place, and one error is enough for it.
+        if !errors.iter().any(|known| covers(&known.path, &error.path)) {
+            errors.push(error);
+        }
+    }
+    (spec, parts, errors)
+}
+
+/// Whether an error at `known` makes one at `path` a consequence of it.
+pub(crate) fn covers(known: &str, path: &str) -> bool {
+    known.is_empty()
+        || path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 fn parse(text: &str) -> Result<Map<String, Value>, String> {

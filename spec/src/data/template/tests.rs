@@ -58,3 +58,15 @@ fn a_broken_template_says_where() {
     let error = render("a\n{% if %}").unwrap_err().to_string();
     assert!(error.contains("not valid") && error.contains(":2"), "{error}");
 }
+
+/// features.txt is what transformers 5.24 renders from features.jinja and features.json, with the special tokens
+/// below and a generation prompt: tool calls, Python's ways to write values, macros, whitespace, generation tags.
+#[test]
+fn renders_what_transformers_renders() {
+    let line = include_str!("features.json");
+    let super::super::formats::Row::Chat(chat) = super::super::parse_line(line.trim()).unwrap();
+    let special = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>"}).as_object().unwrap().clone();
+    let template = ChatTemplate::new(include_str!("features.jinja"), special).unwrap();
+    let text = template.render(&chat, chat.messages.len(), true).unwrap();
+    assert_eq!(text, include_str!("features.txt"));
+}
