@@ -6,6 +6,8 @@ mod block_backward;
 mod cache;
 mod decoder;
 mod head;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::path::PathBuf;

@@ -1,0 +1,334 @@
+//! Every operation against finite differences, against plain loops, and at 1, 2 and 3 threads.
+
+use candle_core::Tensor;
+
+use super::attention::{self, Heads, Span};
+use super::attention_backward::{self, Saved};
+use super::kernel::{Out, Panel, Term};
+use super::pool::Pool;
+use super::product::{Left, Packed, Product, Right, run, serial};
+use super::rope::{RopeTable, Turn, rotate};
+use super::simd::Level;
+use super::{Scope, cross_entropy, matrix, rms_norm, swiglu, view};
+use crate::flops::FlopCounter;
+
+/// Deterministic values in ±1.
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let draw = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(draw).collect()
+}
+
+/// Runs `f` on a pool of that many threads.
+pub(crate) fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
+}
+
+/// Asserts that `f` gives the same bits at 1, 2 and 3 threads; returns them.
+pub(crate) fn same_on_threads(f: impl Fn() -> Vec<f32> + Send + Sync) -> Vec<f32> {
+    let one = on_threads(1, &f);
+    for threads in [2, 3] {
+        let more = on_threads(threads, &f);
+        assert!(one.iter().map(|x| x.to_bits()).eq(more.iter().map(|x| x.to_bits())), "{threads} threads");
+    }
+    one
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    view("test", t).unwrap().to_vec()
+}
+
+fn scoped<T>(f: impl FnOnce(Scope) -> T) -> T {
+    let (pool, flops) = (Pool::default(), FlopCounter::new());
+    f(Scope { pool: &pool, flops: &flops })
+}
+
+/// Compares a gradient with central differences of `loss`, at some of the places.
+pub(crate) fn check_gradient(name: &str, x: &[f32], gradient: &[f32], loss: impl Fn(&[f32]) -> f64) {
+    let largest = gradient.iter().fold(1e-3f32, |m, g| m.max(g.abs()));
+    let step = 4e-3f32;
+    for i in (0..x.len()).step_by((x.len() / 37).max(1)) {
+        let mut moved = x.to_vec();
+        moved[i] = x[i] + step;
+        let up = loss(&moved);
+        moved[i] = x[i] - step;
+        let down = loss(&moved);
+        let numeric = (up - down) / (2.0 * f64::from(step));
+        let difference = (numeric - f64::from(gradient[i])).abs();
+        assert!(
+            difference < 4e-3 * f64::from(largest),
+            "{name}[{i}]: {numeric} by difference, {} by hand",
+            gradient[i]
+        );
+    }
+}
+
+/// `Σ w·y`, a loss whose gradient of y is w.
+fn weigh(y: &[f32], w: &[f32]) -> f64 {
+    y.iter().zip(w).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
+}
+
+fn naive(a: &[f32], b: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+    let element =
+        |i: usize, j: usize| (0..k).map(|d| f64::from(a[i * k + d]) * f64::from(b[d * n + j])).sum::<f64>();
+    (0..m * n).map(|at| element(at / n, at % n) as f32).collect()
+}
+
+fn close(a: &[f32], b: &[f32], tolerance: f32) {
+    assert_eq!(a.len(), b.len());
+    for (i, (x, y)) in a.iter().zip(b).enumerate() {
+        assert!((x - y).abs() <= tolerance * (1.0 + y.abs()), "[{i}]: {x} and {y}");
+    }
+}
+
+fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
+    let rows = x.len() / columns;
+    (0..x.len()).map(|at| x[at % rows * columns + at / rows]).collect()
+}
+
+#[test]
+fn products_of_every_layout() {
+    for (m, n, k) in
+        [(1, 1, 1), (7, 5, 3), (13, 70, 33), (250, 16, 40), (64, 199, 48), (100, 130, 300), (6, 64, 8)]
+    {
+        let (a, b, c) = (noise(m * k, 1), noise(k * n, 2), noise(m * n, 3));
+        let want = naive(&a, &b, (m, n, k));
+        let (at, bt) = (transposed(&a, k), transposed(&b, n));
+        let flops = FlopCounter::new();
+        let lefts = [Left::rows(&a, k), Left::transposed(&at, m)];
+        let (by_rows, by_columns) = (Packed::rows(&b, k, n), Packed::transposed(&bt, n, k));
+        let rights =
+            [Right::Rows { data: &b, stride: n }, Right::Packed(&by_rows), Right::Packed(&by_columns)];
+        let mut bits: Option<Vec<f32>> = None;
+        for left in lefts {
+            for right in rights {
+                let got = same_on_threads(|| {
+                    let mut out = vec![f32::NAN; m * n];
+                    run([Product::new(&mut out, m, n).term(left, right, k)], &flops);
+                    out
+                });
+                close(&got, &want, 1e-4);
+                assert_eq!(*bits.get_or_insert_with(|| got.clone()), got, "the layout changes no bit");
+            }
+        }
+        let mut out = vec![0.0; m * n];
+        run([Product::transposed(&mut out, m, n).term(lefts[0], rights[0], k)], &flops);
+        close(&transposed(&out, m), &want, 1e-4);
+        run([Product::new(&mut out, m, n).term(lefts[0], rights[1], k).scaled(-0.5).plus(&c)], &flops);
+        let scaled: Vec<f32> = want.iter().zip(&c).map(|(w, c)| c - 0.5 * w).collect();
+        close(&out, &scaled, 1e-4);
+        run([Product::new(&mut out, m, n).term(lefts[0], rights[1], k).term(lefts[1], rights[0], k)], &flops);
+        let doubled: Vec<f32> = want.iter().map(|w| 2.0 * w).collect();
+        close(&out, &doubled, 1e-4);
+        serial(&mut out, n, (m, n, k), lefts[1], rights[0], 1.0, true);
+        let tripled: Vec<f32> = want.iter().map(|w| 3.0 * w).collect();
+        close(&out, &tripled, 1e-4);
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_others() {
+    let (m, n, k) = (29, 100, 77);
+    let (a, b) = (noise(m * k, 4), noise(k * n, 5));
+    let packed = Packed::rows(&b, k, n);
+    let product = |rows: &[f32]| {
+        let m = rows.len() / k;
+        let mut out = vec![0.0; m * n];
+        let term = Product::new(&mut out, m, n).term(Left::rows(rows, k), Right::Packed(&packed), k);
+        run([term], &FlopCounter::new());
+        out
+    };
+    let whole = product(&a);
+    for row in 0..m {
+        assert_eq!(product(&a[row * k..(row + 1) * k]), whole[row * n..(row + 1) * n], "row {row}");
+    }
+}
+
+#[test]
+fn every_kernel_computes_the_same() {
+    let (m, n, k) = (11, 59, 21);
+    let (a, b) = (noise(m * k, 6), noise(k * n, 7));
+    let want = naive(&a, &b, (m, n, k));
+    let mut levels = vec![Level::Baseline];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if super::simd::level() != Level::Baseline {
+            levels.push(Level::Avx2);
+        }
+        if super::simd::level() == Level::Avx512 {
+            levels.push(Level::Avx512);
+        }
+    }
+    for level in levels {
+        let mut c = vec![0.5; m * n];
+        let term = Term { k, a: a.as_ptr(), a_row: k, a_k: 1, b: b.as_ptr(), b_k: n };
+        let out = Out { alpha: 2.0, add: c.as_ptr(), c: c.as_mut_ptr(), row: n, col: 1 };
+        // SAFETY: the slices hold m·k, k·n and m·n values, and the level was detected.
+        unsafe { Panel { terms: &[term], rows: m, cols: n, out }.compute_at(level) };
+        let want: Vec<f32> = want.iter().map(|w| 0.5 + 2.0 * w).collect();
+        close(&c, &want, 1e-5);
+    }
+}
+
+#[test]
+fn rms_norm_gradient() {
+    let (t, h) = (300, 70);
+    let (x, w, dy, residual) = (noise(t * h, 8), noise(h, 9), noise(t * h, 10), noise(t * h, 11));
+    let forward = |x: &[f32]| {
+        scoped(|scope| {
+            let x = matrix(x.to_vec(), h).unwrap();
+            let (y, rstd) = rms_norm::forward(&x, &w, 1e-5, scope).unwrap();
+            assert_eq!(values(&y), values(&rms_norm::again(&x, &w, &rstd, scope).unwrap()));
+            (values(&y), rstd)
+        })
+    };
+    same_on_threads(|| forward(&x).0);
+    let gradient = same_on_threads(|| {
+        let (x_tensor, dy) = (matrix(x.clone(), h).unwrap(), matrix(dy.clone(), h).unwrap());
+        let d = matrix(residual.clone(), h).unwrap();
+        values(&rms_norm::backward(&x_tensor, &w, &forward(&x).1, &dy, d).unwrap())
+    });
+    check_gradient("rms_norm", &x, &gradient, |x| weigh(&forward(x).0, &dy) + weigh(x, &residual));
+}
+
+#[test]
+fn swiglu_gradient() {
+    let (t, m) = (200, 90);
+    let (gate, up, dy) = (noise(t * m, 12), noise(t * m, 13), noise(t * m, 14));
+    let gate: Vec<f32> = gate.iter().map(|g| 4.0 * g).collect();
+    let tensor = |x: &[f32]| matrix(x.to_vec(), m).unwrap();
+    let forward = |gate: &[f32], up: &[f32]| {
+        scoped(|s| values(&swiglu::forward(&tensor(gate), &tensor(up), s).unwrap()))
+    };
+    let act = same_on_threads(|| forward(&gate, &up));
+    same_on_threads(|| values(&swiglu::backward(tensor(&gate), tensor(&up), tensor(&dy)).unwrap().dgate));
+    let back = swiglu::backward(tensor(&gate), tensor(&up), tensor(&dy)).unwrap();
+    assert_eq!(values(&back.act), act, "the recomputed result has the same bits");
+    check_gradient("gate", &gate, &values(&back.dgate), |gate| weigh(&forward(gate, &up), &dy));
+    check_gradient("up", &up, &values(&back.dup), |up| weigh(&forward(&gate, up), &dy));
+}
+
+#[test]
+fn rope_turns_and_turns_back() {
+    let (t, heads, dim) = (50, 3, 8);
+    let positions: Vec<u32> = (0..t as u32).map(|i| i % 20).collect();
+    let table = RopeTable::new(&[1.0, 0.3, 0.1, 0.03], 20);
+    let x = noise(t * heads * dim, 15);
+    let turn = |x: &[f32], turn| {
+        values(&rotate(matrix(x.to_vec(), heads * dim).unwrap(), &positions, &table, turn).unwrap())
+    };
+    let turned = same_on_threads(|| turn(&x, Turn::Forward));
+    assert_eq!(turned[..heads * dim], x[..heads * dim], "position 0 stays");
+    let (a, b) = (x[heads * dim], x[heads * dim + dim / 2]);
+    assert!((turned[heads * dim] - (a * 1f32.cos() - b * 1f32.sin())).abs() < 1e-6);
+    close(&turn(&turned, Turn::Back), &x, 1e-5);
+}
+
+#[test]
+fn cross_entropy_gradient() {
+    let (rows, vocabulary) = (33, 131);
+    let logits: Vec<f32> = noise(rows * vocabulary, 16).iter().map(|x| 5.0 * x).collect();
+    let targets: Vec<u32> = (0..rows as u32).map(|i| i * 7 % vocabulary as u32).collect();
+    let gradient = same_on_threads(|| {
+        let mut gradient = logits.clone();
+        let loss = cross_entropy::forward_backward(&mut gradient, vocabulary, &targets);
+        assert!((loss - cross_entropy::forward(&logits, vocabulary, &targets)).abs() < 1e-5);
+        gradient
+    });
+    check_gradient("logits", &logits, &gradient, |x| cross_entropy::forward(x, vocabulary, &targets));
+    let uniform = cross_entropy::forward(&vec![3.0; vocabulary], vocabulary, &[5]);
+    assert!((uniform - (vocabulary as f64).ln()).abs() < 1e-6);
+    let mut broken = logits[..vocabulary].to_vec();
+    broken[77] = f32::NAN;
+    assert!(cross_entropy::forward(&broken, vocabulary, &[0]).is_nan(), "NaN reaches the loss");
+}
+
+const HEADS: Heads = Heads { heads: 6, kv_heads: 2, head_dim: 10, scale: 0.4 };
+
+fn spans(lengths: &[usize]) -> Vec<Span> {
+    let mut at = 0;
+    let span = |&n: &usize| {
+        at += n;
+        Span { queries: at - n..at, keys: at - n..at }
+    };
+    lengths.iter().map(span).collect()
+}
+
+/// Attention by the definition, in f64.
+fn plain_attention(q: &[f32], k: &[f32], v: &[f32], spans: &[Span]) -> Vec<f32> {
+    let (d, qc, kc) = (HEADS.head_dim, HEADS.q_columns(), HEADS.kv_columns());
+    let mut out = vec![0.0; q.len()];
+    for span in spans {
+        for (i, token) in span.queries.clone().enumerate() {
+            for head in 0..HEADS.heads {
+                let kv = head / HEADS.group() * d;
+                let keys = span.keys.start..span.keys.start + span.visible(i);
+                let score = |key: usize| {
+                    let dot = (0..d)
+                        .map(|x| f64::from(q[token * qc + head * d + x]) * f64::from(k[key * kc + kv + x]));
+                    (dot.sum::<f64>() * f64::from(HEADS.scale)).exp()
+                };
+                let sum: f64 = keys.clone().map(score).sum();
+                for x in 0..d {
+                    let value: f64 =
+                        keys.clone().map(|key| score(key) * f64::from(v[key * kc + kv + x])).sum();
+                    out[token * qc + head * d + x] = (value / sum) as f32;
+                }
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn attention_gradient() {
+    let spans = spans(&[1, 53, 7, 30]);
+    let tokens = 91;
+    let (q, k, v) = (noise(tokens * 60, 17), noise(tokens * 20, 18), noise(tokens * 20, 19));
+    let dy = noise(tokens * 60, 20);
+    let tensor = |x: &[f32], columns| matrix(x.to_vec(), columns).unwrap();
+    let forward = |q: &[f32], k: &[f32], v: &[f32]| {
+        let (q, k, v) = (tensor(q, 60), tensor(k, 20), tensor(v, 20));
+        scoped(|scope| values(&attention::forward(&q, &k, &v, &spans, HEADS, scope).unwrap().0))
+    };
+    let out = same_on_threads(|| forward(&q, &k, &v));
+    close(&out, &plain_attention(&q, &k, &v, &spans), 1e-5);
+    let all = same_on_threads(|| {
+        scoped(|scope| {
+            let (q, k, v) = (tensor(&q, 60), tensor(&k, 20), tensor(&v, 20));
+            let (out, lse) = attention::forward(&q, &k, &v, &spans, HEADS, scope).unwrap();
+            let saved = Saved { q: &q, k: &k, v: &v, out: &out, lse: &lse };
+            let g = attention_backward::backward(&saved, &tensor(&dy, 60), &spans, HEADS, scope).unwrap();
+            [values(&g.dq), values(&g.dk), values(&g.dv)].concat()
+        })
+    });
+    let (dq, rest) = all.split_at(tokens * 60);
+    let (dk, dv) = rest.split_at(tokens * 20);
+    check_gradient("q", &q, dq, |q| weigh(&plain_attention(q, &k, &v, &spans), &dy));
+    check_gradient("k", &k, dk, |k| weigh(&plain_attention(&q, k, &v, &spans), &dy));
+    check_gradient("v", &v, dv, |v| weigh(&plain_attention(&q, &k, v, &spans), &dy));
+}
+
+#[test]
+fn attention_with_earlier_keys() {
+    let span = [Span { queries: 0..3, keys: 0..20 }];
+    let (q, k, v) = (noise(3 * 60, 21), noise(20 * 20, 22), noise(20 * 20, 23));
+    let tensor = |x: &[f32], columns| matrix(x.to_vec(), columns).unwrap();
+    let got = scoped(|scope| {
+        let (q, k, v) = (tensor(&q, 60), tensor(&k, 20), tensor(&v, 20));
+        values(&attention::forward(&q, &k, &v, &span, HEADS, scope).unwrap().0)
+    });
+    close(&got, &plain_attention(&q, &k, &v, &span), 1e-5);
+}
+
+#[test]
+fn other_types_are_refused_by_name() {
+    let half = Tensor::zeros((2, 2), candle_core::DType::F16, &candle_core::Device::Cpu).unwrap();
+    let error = view("rms_norm", &half).err().unwrap().to_string();
+    assert!(error.contains("rms_norm") && error.contains("F16"), "{error}");
+}
