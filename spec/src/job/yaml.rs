@@ -61,7 +61,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
 /// Fields of a base or data set, where one is written as a mapping instead of a path.
 const SOURCE_FIELDS: &[&str] = &["source", "sha256"];
 
-/// Reads a job file; the message comes with every default filled in, and is a valid [`Job`].
+/// Reads a job file; the message comes with every default filled in, and is a valid [`Job`](super::Job).
 ///
 /// # Errors
 /// Everything that is wrong with the file: its syntax, or every field that is unknown (with the nearest name), of

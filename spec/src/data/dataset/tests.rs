@@ -15,14 +15,18 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::load(&examples().join("base")).unwrap()
 }
 
-/// The example's tokenizer with another chat template.
-fn with_template(source: &str) -> Tokenizer {
+/// The example's tokenizer with one file replaced.
+fn with_file(name: &str, text: &str) -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
     for name in base_files(&examples().join("base")).unwrap() {
         fs::copy(examples().join("base").join(&name), dir.path().join(&name)).unwrap();
     }
-    fs::write(dir.path().join("chat_template.jinja"), source).unwrap();
+    fs::write(dir.path().join(name), text).unwrap();
     Tokenizer::load(dir.path()).unwrap()
+}
+
+fn with_template(source: &str) -> Tokenizer {
+    with_file("chat_template.jinja", source)
 }
 
 fn read(text: &str) -> Result<Dataset, DataError> {
@@ -138,4 +142,18 @@ fn a_template_s_own_refusal_names_the_line() {
     let tokenizer = with_template("{{ raise_exception('roles must alternate') }}");
     let error = Dataset::read(GOOD.as_bytes(), &tokenizer, 256, 512).unwrap_err().to_string();
     assert!(error.starts_with("line 1 cannot be used") && error.contains("roles must alternate"), "{error}");
+}
+
+#[test]
+fn tokens_beyond_the_embedding_are_refused() {
+    let tokenizer = with_file("config.json", r#"{"vocab_size": 20}"#);
+    let error = Dataset::read(GOOD.as_bytes(), &tokenizer, 256, 512).unwrap_err().to_string();
+    assert!(error.starts_with("line 1 holds the token") && error.contains("only 20"), "{error}");
+}
+
+#[test]
+fn stop_tokens_come_from_the_configs_and_the_template() {
+    assert_eq!(with_file("generation_config.json", r#"{"eos_token_id": [0, 3]}"#).stop_ids(), [0, 3]);
+    let turn = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|system|>\n{% endfor %}";
+    assert_eq!(with_template(turn).stop_ids(), [0, 4], "the special token that ends an assistant's turn");
 }
