@@ -1,3 +1,46 @@
-//! The project's own commands: demo, test, bench.
+//! The project's own commands: `cargo xtask demo`, `test` and `bench`.
 
-fn main() {}
+mod bench;
+mod command;
+mod counts;
+mod demo;
+mod fleet;
+mod prerequisites;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The project's own commands.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build everything, run a fleet on this machine, train the example's adapter on two workers, and stop it all.
+    Demo(demo::Args),
+    /// Format, lint, build and test everything; the last line counts the tests.
+    Test(test::Args),
+    /// Measure something and write it down in docs/benchmarks.md.
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

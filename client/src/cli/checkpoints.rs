@@ -1,0 +1,42 @@
+//! `lorafleet checkpoints JOB`: the whole checkpoints of a job in the store.
+
+use lorafleet::{job_name, pb, short_id};
+
+use super::{Exit, Fleet, output};
+use crate::show::{Table, age, bytes, number};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The job: its id, or jobs/ID.
+    job: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
+    let name = job_name(&args.job)?;
+    let checkpoints = fleet.connect().await?.list_checkpoints(&name).await?;
+    if args.json {
+        output::json(&pb::ListCheckpointsResponse { checkpoints, ..Default::default() })?;
+        return Ok(Exit::Done);
+    }
+    if checkpoints.is_empty() {
+        eprintln!("{name} has no checkpoint yet");
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new(&["CHECKPOINT", ">STEP", ">SIZE", ">AGE", "", "ADAPTER SHA256"]);
+    for checkpoint in &checkpoints {
+        let adapter = checkpoint.files.iter().find(|file| file.name == "adapter_model.safetensors");
+        table.row(vec![
+            short_id(&checkpoint.name).to_owned(),
+            number(checkpoint.step),
+            bytes(checkpoint.files.iter().map(|file| file.size_bytes).sum()),
+            age(checkpoint.create_time.as_ref()),
+            if checkpoint.r#final { "final" } else { "" }.to_owned(),
+            adapter.map_or(String::new(), |file| file.sha256.clone()),
+        ]);
+    }
+    output::line(&table.to_string())?;
+    Ok(Exit::Done)
+}

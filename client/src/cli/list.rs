@@ -1,0 +1,86 @@
+//! `lorafleet list`: jobs, newest first.
+
+use clap::ValueEnum;
+use lorafleet::{pb, short_id};
+
+use super::{Exit, Fleet, output};
+use crate::show::{Table, age, number, state_name};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only jobs in these states.
+    #[arg(long, value_delimiter = ',', value_name = "STATES")]
+    state: Vec<State>,
+    /// At most this many.
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    limit: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum State {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl From<State> for pb::JobState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Queued => Self::Queued,
+            State::Running => Self::Running,
+            State::Succeeded => Self::Succeeded,
+            State::Failed => Self::Failed,
+            State::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
+    let states: Vec<pb::JobState> = args.state.iter().map(|&state| state.into()).collect();
+    let jobs = fleet.connect().await?.list_jobs(&states, args.limit).await?;
+    if args.json {
+        output::json(&pb::ListJobsResponse { jobs, ..Default::default() })?;
+        return Ok(Exit::Done);
+    }
+    if jobs.is_empty() {
+        eprintln!(
+            "no jobs{}",
+            if args.state.is_empty() { "; start one with `lorafleet submit FILE`" } else { "" }
+        );
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new(&["JOB", "NAME", "STATE", ">STEP", ">LOSS", ">WORKERS", ">AGE"]);
+    for job in &jobs {
+        table.row(row(job));
+    }
+    output::line(&table.to_string())?;
+    Ok(Exit::Done)
+}
+
+fn row(job: &pb::Job) -> Vec<String> {
+    let name = job.spec.as_ref().map_or("", |spec| spec.display_name.as_str());
+    let steps = match job.total_steps {
+        0 => number(job.step),
+        total => format!("{}/{}", number(job.step), number(total)),
+    };
+    let loss = job
+        .latest
+        .as_ref()
+        .filter(|point| point.step > 0)
+        .map_or(String::new(), |p| format!("{:.4}", p.loss));
+    let workers = if job.world_size > 0 { job.world_size.to_string() } else { String::new() };
+    vec![
+        short_id(&job.name).to_owned(),
+        name.to_owned(),
+        state_name(job.state()).to_owned(),
+        steps,
+        loss,
+        workers,
+        age(job.create_time.as_ref()),
+    ]
+}

@@ -1,0 +1,120 @@
+//! The command line: what can be asked, and where each question is answered.
+
+mod cancel;
+mod checkpoints;
+mod download;
+mod exit;
+mod follow;
+mod generate;
+mod get;
+mod list;
+mod logs;
+mod output;
+mod submit;
+mod transfer;
+mod validate;
+mod watch;
+mod workers;
+
+use clap::{Parser, Subcommand};
+use lorafleet::{Client, ClientError};
+
+pub use exit::Exit;
+
+/// Where `lorafleet up` listens unless told otherwise, and where every other command looks.
+pub const DEFAULT_PORT: u16 = 7400;
+
+/// Fine-tunes language models with LoRA on a fleet of workers.
+#[derive(Debug, Parser)]
+#[command(name = "lorafleet", version, after_help = exit::HELP, propagate_version = true)]
+pub struct Cli {
+    /// Where the coordinator is.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "LORAFLEET_COORDINATOR",
+        default_value_t = format!("http://127.0.0.1:{DEFAULT_PORT}")
+    )]
+    coordinator: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole fleet on this machine: database, coordinator and workers.
+    Up(crate::up::Args),
+    /// Upload a job file's base and data, and start the job.
+    Submit(submit::Args),
+    /// List jobs, newest first.
+    List(list::Args),
+    /// Show one job.
+    Get(get::Args),
+    /// Follow a job until it ends.
+    Watch(watch::Args),
+    /// End a job that has not ended.
+    Cancel(cancel::Args),
+    /// Show a job's history.
+    Logs(logs::Args),
+    /// List a job's checkpoints.
+    Checkpoints(checkpoints::Args),
+    /// Fetch a job's adapter, as a PEFT folder.
+    Download(download::Args),
+    /// List the fleet's workers.
+    Workers(workers::Args),
+    /// Say what is wrong with a job file, its base and its data, without a fleet.
+    Validate(validate::Args),
+    /// Answer a prompt with a trained adapter.
+    Generate(generate::Args),
+}
+
+/// Does what the command line asks.
+///
+/// # Errors
+/// Whatever keeps it from being done; [`Exit::of`] knows what that means to a script.
+pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let fleet = Fleet { url: cli.coordinator };
+    match cli.command {
+        Command::Up(args) => crate::up::run(args).await,
+        Command::Submit(args) => submit::run(args, &fleet).await,
+        Command::List(args) => list::run(args, &fleet).await,
+        Command::Get(args) => get::run(args, &fleet).await,
+        Command::Watch(args) => watch::run(args, &fleet).await,
+        Command::Cancel(args) => cancel::run(args, &fleet).await,
+        Command::Logs(args) => logs::run(args, &fleet).await,
+        Command::Checkpoints(args) => checkpoints::run(args, &fleet).await,
+        Command::Download(args) => download::run(args, &fleet).await,
+        Command::Workers(args) => workers::run(args, &fleet).await,
+        Command::Validate(args) => validate::run(&args),
+        Command::Generate(args) => generate::run(args, &fleet).await,
+    }
+}
+
+/// The fleet that commands speak to.
+#[derive(Debug)]
+pub struct Fleet {
+    url: String,
+}
+
+impl Fleet {
+    /// Connects to its coordinator.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect(&self) -> Result<Client, ClientError> {
+        Client::connect(&self.url).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,195 @@
+//! A job file on this machine with the base and data that it names, checked here and then sent.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use lorafleet_spec::{
+    FieldError,
+    base::base_files,
+    digest,
+    validate::{self, Report},
+};
+
+use crate::{
+    artifacts::{ProgressFor, base_file, dataset},
+    client::Client,
+    error::ClientError,
+    files::{LocalFile, SUMS},
+    pb,
+};
+
+/// A job file that was read.
+#[derive(Debug, Clone)]
+pub struct JobFile {
+    path: PathBuf,
+    text: String,
+}
+
+/// What one field's upload came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// The field of the job file: `base`, `data.train`.
+    pub field: &'static str,
+    /// What the job file says there.
+    pub source: String,
+    /// Bytes of it.
+    pub size: u64,
+    /// The fleet had it: nothing was sent.
+    pub already_present: bool,
+}
+
+impl JobFile {
+    /// Reads a job file. Blocks.
+    ///
+    /// # Errors
+    /// `File` when it cannot be read.
+    pub fn read(path: &Path) -> Result<Self, ClientError> {
+        let text = fs::read_to_string(path).map_err(ClientError::file(path))?;
+        Ok(Self { path: path.to_owned(), text })
+    }
+
+    /// Everything that is wrong with it, its base and its data, or what it will do. Blocks: the data is read whole.
+    pub fn report(&self) -> Report {
+        validate::job_file(&self.text, self.folder())
+    }
+
+    /// What [`JobFile::report`] found wrong, as an error.
+    pub fn mistakes(&self, errors: Vec<FieldError>) -> ClientError {
+        let count =
+            if errors.len() == 1 { "a mistake".to_owned() } else { format!("{} mistakes", errors.len()) };
+        ClientError::invalid(format!("{} has {count}:", self.path.display()), errors)
+    }
+
+    /// Where its relative paths begin.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+}
+
+impl Client {
+    /// Sends what a checked job names and the fleet lacks, and sets the digests in its spec. Paths are relative to
+    /// `folder`.
+    ///
+    /// # Errors
+    /// `Invalid` for a source that is not on this machine and has no digest, or that has another digest than the
+    /// job file says; those of [`Client::upload`].
+    pub async fn upload_sources(
+        &self,
+        spec: &mut pb::JobSpec,
+        folder: &Path,
+        progress: ProgressFor<'_>,
+    ) -> Result<Vec<Sent>, ClientError> {
+        let mut sent = Vec::new();
+        if let Some(base) = &mut spec.base
+            && let Some(dir) = local("base", &base.source, &base.sha256, folder)?
+        {
+            let (sha256, result) = self.upload_base(&base.source, &dir, progress).await?;
+            base.sha256 = same("base", &base.sha256, sha256)?;
+            sent.push(result);
+        }
+        let data = spec.data.get_or_insert_default();
+        for (field, data) in [("data.train", data.train.as_mut()), ("data.eval", data.eval.as_mut())] {
+            let Some(data) = data else { continue };
+            let Some(path) = local(field, &data.source, &data.sha256, folder)? else { continue };
+            let file = hashed(path).await?;
+            data.sha256 = same(field, &data.sha256, file.sha256.clone())?;
+            let uploaded =
+                self.upload(&dataset(&file.sha256), &file, &progress(&data.source, file.size)).await?;
+            sent.push(Sent {
+                field,
+                source: data.source.clone(),
+                size: file.size,
+                already_present: uploaded.already_present,
+            });
+        }
+        Ok(sent)
+    }
+
+    /// Sends a base's files, the list of them last: it makes the base whole. Returns its digest.
+    async fn upload_base(
+        &self,
+        source: &str,
+        dir: &Path,
+        progress: ProgressFor<'_>,
+    ) -> Result<(String, Sent), ClientError> {
+        let names = base_files(dir).map_err(|error| invalid("base", error.to_string()))?;
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            let file = hashed(dir.join(&name)).await?;
+            files.push((name, file));
+        }
+        let digests: Vec<_> = files.iter().map(|(name, file)| (name.clone(), file.sha256.clone())).collect();
+        let (sums, sha256) = (digest::sums_text(&digests), digest::base_digest(&digests));
+        let size = files.iter().map(|(_, file)| file.size).sum();
+        let sums_place = base_file(&sha256, SUMS, &sha256);
+        let already_present = self.stat(&sums_place).await?.is_some();
+        if !already_present {
+            for (name, file) in &files {
+                let place = base_file(&sha256, name, &file.sha256);
+                self.upload(&place, file, &progress(&format!("{source}/{name}"), file.size)).await?;
+            }
+            self.upload_bytes(&sums_place, sums.into_bytes()).await?;
+        }
+        Ok((sha256, Sent { field: "base", source: source.to_owned(), size, already_present }))
+    }
+}
+
+/// The local path of a source; none when it lies elsewhere and is known by its digest.
+fn local(field: &str, source: &str, sha256: &str, folder: &Path) -> Result<Option<PathBuf>, ClientError> {
+    if !source.contains("://") && !source.is_empty() {
+        return Ok(Some(folder.join(source)));
+    }
+    if digest::is_sha256(sha256) {
+        return Ok(None);
+    }
+    Err(invalid(
+        field,
+        format!("'{source}' is not on this machine: give a local path, or the sha256 of what the fleet has"),
+    ))
+}
+
+/// The digest that was found, if the job file does not say another.
+fn same(field: &str, wanted: &str, found: String) -> Result<String, ClientError> {
+    if wanted.is_empty() || wanted == found {
+        return Ok(found);
+    }
+    Err(invalid(field, format!("has the sha256 {found}, but the job file says {wanted}")))
+}
+
+async fn hashed(path: PathBuf) -> Result<LocalFile, ClientError> {
+    let name = path.clone();
+    let hashing = tokio::task::spawn_blocking(move || LocalFile::read(&path));
+    hashing.await.unwrap_or_else(|error| Err(ClientError::file(name)(std::io::Error::other(error))))
+}
+
+fn invalid(field: &str, message: String) -> ClientError {
+    ClientError::invalid("the job cannot be sent:", vec![FieldError::new(field, message)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_relative_to_the_job_file() {
+        let path = local("base", "./base", "", Path::new("examples")).unwrap().unwrap();
+        assert_eq!(path, Path::new("examples/./base"));
+        let path = local("base", "/models/x", "", Path::new("examples")).unwrap().unwrap();
+        assert_eq!(path, Path::new("/models/x"));
+    }
+
+    #[test]
+    fn what_lies_elsewhere_needs_a_digest() {
+        let error = local("base", "s3://bucket/base", "", Path::new("")).unwrap_err().to_string();
+        assert!(error.contains("base: 's3://bucket/base' is not on this machine"), "{error}");
+        assert_eq!(local("base", "s3://bucket/base", &"a".repeat(64), Path::new("")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_digest_in_the_job_file_binds() {
+        assert_eq!(same("base", "", "found".into()).unwrap(), "found");
+        assert!(same("base", "wanted", "found".into()).is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! How things look on a terminal.
+
+mod job;
+mod progress;
+mod summary;
+mod table;
+mod text;
+
+pub use job::{describe_job, event_line, state_name, worker_state_name};
+pub use progress::Progress;
+pub use summary::{Adapter, summary};
+pub use table::Table;
+pub use text::{age, bytes, duration, number};

@@ -1,0 +1,169 @@
+//! What a job came to, in a screenful.
+
+use std::path::Path;
+
+use lorafleet::{pb, short_id};
+
+use super::{
+    bytes, duration, number, state_name,
+    text::{between, wrapped},
+};
+
+/// Widest line of an answer.
+const WIDTH: usize = 92;
+/// Where the values stand.
+const INDENT: &str = "                  ";
+
+/// Where the adapter is to be had.
+#[derive(Debug)]
+pub enum Adapter<'a> {
+    /// It was downloaded into this folder.
+    Downloaded(&'a Path),
+    /// In the store.
+    Stored,
+}
+
+/// Tells how a job ended; for one that succeeded, what it was worth.
+pub fn summary(job: &pb::Job, adapter: &Adapter<'_>) -> String {
+    let name = job.spec.as_ref().map_or("", |spec| spec.display_name.as_str());
+    let took = between(job.start_time.as_ref(), job.end_time.as_ref())
+        .map_or(String::new(), |took| format!(" in {}", duration(took)));
+    let head =
+        format!("{name} ({}) {} after {} steps{took}", job.name, state_name(job.state()), number(job.step));
+    let Some(result) = job.result.as_ref().filter(|_| job.state() == pb::JobState::Succeeded) else {
+        return match job.state_message.as_str() {
+            "" => head,
+            why => format!("{head}: {why}"),
+        };
+    };
+    let mut lines = vec![head, String::new()];
+    lines.extend(facts(result).into_iter().map(|(name, value)| format!("  {name:<16}{value}")));
+    for answer in &result.answers {
+        lines.push(String::new());
+        for (who, text) in [("prompt", &answer.prompt), ("base", &answer.base), ("adapter", &answer.adapter)]
+        {
+            lines.push(format!("  {who:<16}{}", wrapped(text, WIDTH, INDENT)));
+        }
+    }
+    lines.push(String::new());
+    lines.extend(whereabouts(job, adapter));
+    lines.join("\n")
+}
+
+fn facts(result: &pb::JobResult) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    if let (Some(before), Some(after)) = (result.eval_loss_before, result.eval_loss_after) {
+        let change = 100.0 * (after / before - 1.0);
+        facts.push((
+            "evaluation loss",
+            format!(
+                "{before:.4} before, {after:.4} after ({change:+.1} %; perplexity {:.1} to {:.1}) over {} tokens",
+                before.exp(),
+                after.exp(),
+                number(result.eval_tokens)
+            ),
+        ));
+    }
+    let share = 100.0 * result.trainable_parameters as f64 / result.total_parameters.max(1) as f64;
+    facts.push((
+        "trained",
+        format!(
+            "{} of {} parameters ({share:.2} %)",
+            number(result.trainable_parameters),
+            number(result.total_parameters)
+        ),
+    ));
+    facts.push((
+        "exchanged",
+        match result.bytes_sent_per_step {
+            0 => "nothing: one worker trained alone".to_owned(),
+            sent => format!("{} sent by each worker in a step ({} bytes)", bytes(sent), number(sent)),
+        },
+    ));
+    if let Some(data) = &result.data {
+        facts.push(("data", data_line(data)));
+    }
+    facts
+}
+
+fn data_line(data: &pb::DataSummary) -> String {
+    let mut text = format!(
+        "{} {} examples, {} tokens, {} of them labelled",
+        number(data.examples),
+        data.format,
+        number(data.tokens),
+        number(data.labelled_tokens)
+    );
+    if data.truncated > 0 {
+        text += &format!("; {} examples cut off at max_length", number(data.truncated));
+    }
+    if data.skipped > 0 {
+        text += &format!("; {} left out, nothing in them to learn within max_length", number(data.skipped));
+    }
+    text
+}
+
+fn whereabouts(job: &pb::Job, adapter: &Adapter<'_>) -> Vec<String> {
+    let id = short_id(&job.name);
+    match adapter {
+        Adapter::Downloaded(folder) => vec![format!("  {:<16}{}", "adapter in", folder.display())],
+        Adapter::Stored => vec![
+            format!("  {:<16}lorafleet download {id} DIR", "get the adapter"),
+            format!("  {:<16}lorafleet generate {id} --prompt \"…\"", "try it"),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn succeeded() -> pb::Job {
+        pb::Job {
+            name: "jobs/a1".into(),
+            spec: Some(pb::JobSpec { display_name: "games".into(), ..Default::default() }),
+            state: pb::JobState::Succeeded.into(),
+            step: 42,
+            result: Some(pb::JobResult {
+                trainable_parameters: 500_000,
+                total_parameters: 6_000_000,
+                eval_loss_before: Some(4.051),
+                eval_loss_after: Some(3.671),
+                eval_tokens: 8291,
+                answers: vec![pb::PromptAnswer {
+                    prompt: "Describe it".into(),
+                    base: "no".into(),
+                    adapter: "yes\nindeed".into(),
+                }],
+                bytes_sent_per_step: 4_000_024,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_success_is_told_whole() {
+        let text = summary(&succeeded(), &Adapter::Downloaded(Path::new("out")));
+        for part in [
+            "games (jobs/a1) succeeded after 42 steps",
+            "4.0510 before, 3.6710 after (-9.4 %; perplexity 57.5 to 39.3) over 8,291 tokens",
+            "500,000 of 6,000,000 parameters (8.33 %)",
+            "4.00 MB sent by each worker in a step (4,000,024 bytes)",
+            "  prompt          Describe it",
+            "  adapter         yes\n                  indeed",
+            "  adapter in      out",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_why() {
+        let mut job = succeeded();
+        job.set_state(pb::JobState::Failed);
+        job.state_message = "the loss is not a number at step 7: lower train.lr".into();
+        let text = summary(&job, &Adapter::Stored);
+        assert!(text.ends_with("failed after 42 steps: the loss is not a number at step 7: lower train.lr"));
+    }
+}

@@ -1,0 +1,35 @@
+//! The `lorafleet` command against a scripted coordinator: what it sends, what it prints, how it exits.
+
+mod artifacts;
+mod coordinator;
+mod errors;
+mod jobs;
+mod submit;
+mod watch;
+
+use std::{path::Path, process::Output};
+
+use coordinator::Coordinator;
+
+/// What one run of the command came to.
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs `lorafleet` against a coordinator.
+async fn lorafleet(coordinator: &Coordinator, args: &[&str]) -> Ran {
+    lorafleet_at(&coordinator.url, args, None).await
+}
+
+async fn lorafleet_at(url: &str, args: &[&str], cache: Option<&Path>) -> Ran {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_lorafleet"));
+    command.args(args).env("LORAFLEET_COORDINATOR", url).env("TZ", "UTC").env_remove("RUST_LOG");
+    if let Some(cache) = cache {
+        command.env("XDG_CACHE_HOME", cache);
+    }
+    let Output { status, stdout, stderr } = command.output().await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: status.code().unwrap(), stdout: text(stdout), stderr: text(stderr) }
+}

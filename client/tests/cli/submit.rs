@@ -1,0 +1,127 @@
+//! submit: what is sent, once, and under which request id.
+
+use std::path::Path;
+
+use lorafleet_proto::v1 as pb;
+use lorafleet_spec::digest::sha256_hex;
+use tempfile::TempDir;
+use tonic::Status;
+
+use crate::{
+    coordinator::{Coordinator, State},
+    lorafleet,
+};
+
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+
+/// A job file on the example's base and two lines of data, in a folder of its own.
+pub struct Job {
+    folder: TempDir,
+    path: String,
+}
+
+impl Job {
+    pub fn new() -> Self {
+        Self::with("train: {steps: 2, max_length: 64}\n")
+    }
+
+    pub fn with(more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = std::fs::read_to_string(Path::new(EXAMPLES).join("games/train.jsonl")).unwrap();
+        let lines: String = data.split_inclusive('\n').take(2).collect();
+        std::fs::write(folder.path().join("train.jsonl"), lines).unwrap();
+        let text = format!("name: test\nbase: {EXAMPLES}/base\ndata: {{train: train.jsonl}}\n{more}");
+        let path = folder.path().join("job.yaml");
+        std::fs::write(&path, text).unwrap();
+        Self { path: path.to_str().unwrap().to_owned(), folder }
+    }
+
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn data_sha256(&self) -> String {
+        sha256_hex(&std::fs::read(self.folder.path().join("train.jsonl")).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn base_and_data_are_sent_once_and_named_by_digest() {
+    let coordinator = Coordinator::start(State::default()).await;
+    let job = Job::new();
+    let ran = lorafleet(&coordinator, &["submit", job.path()]).await;
+    assert_eq!((ran.code, ran.stdout.trim()), (0, "jobs/new"), "{}", ran.stderr);
+    let first = coordinator.state().uploads.clone();
+    let spec = coordinator.state().created[0].spec.clone().unwrap();
+    let base = spec.base.unwrap();
+    assert_eq!(first.iter().filter(|place| place.ends_with("/SHA256SUMS")).count(), 1);
+    assert!(first.contains(&format!("bases/{}/model.safetensors", base.sha256)), "{first:?}");
+    let sums = first.iter().position(|place| place.ends_with("/SHA256SUMS"));
+    let last_file = first.iter().rposition(|place| place.starts_with("bases/"));
+    assert_eq!(sums, last_file, "the list makes the base whole, so it is sent last");
+    let train = spec.data.unwrap().train.unwrap();
+    assert_eq!((train.source.as_str(), train.sha256), ("train.jsonl", job.data_sha256()));
+    assert!(first.contains(&format!("datasets/{}", job.data_sha256())), "{first:?}");
+
+    let ran = lorafleet(&coordinator, &["submit", job.path()]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(coordinator.state().uploads, first, "the second time nothing is sent");
+    assert!(ran.stderr.contains("is in the fleet already"), "{}", ran.stderr);
+    let ids: Vec<_> = coordinator.state().created.iter().map(|request| request.request_id.clone()).collect();
+    assert_ne!(ids[0], ids[1], "another submission is another job");
+}
+
+#[tokio::test]
+async fn creation_is_retried_under_one_request_id() {
+    let away = || Status::unavailable("going down");
+    let coordinator =
+        Coordinator::start(State { create_errors: [away(), away()].into(), ..Default::default() }).await;
+    let job = Job::new();
+    let ran = lorafleet(&coordinator, &["submit", job.path(), "--json"]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let ids: Vec<_> = coordinator.state().created.iter().map(|request| request.request_id.clone()).collect();
+    assert_eq!(ids.len(), 3);
+    assert!(ids.iter().all(|id| *id == ids[0] && !id.is_empty()), "{ids:?}");
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["name"], "jobs/new");
+}
+
+#[tokio::test]
+async fn a_request_id_of_the_users_choice_is_kept() {
+    let coordinator = Coordinator::start(State::default()).await;
+    let job = Job::new();
+    let id = "0190b7a4-6f3e-7cc0-8000-000000000001";
+    let ran = lorafleet(&coordinator, &["submit", job.path(), "--request-id", id]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(coordinator.state().created[0].request_id, id);
+    let ran = lorafleet(&coordinator, &["submit", job.path(), "--request-id", "mine"]).await;
+    assert_eq!(ran.code, 2, "only a UUID will do");
+}
+
+#[tokio::test]
+async fn submit_can_follow_its_job() {
+    let done = pb::Job {
+        name: "jobs/new".into(),
+        state: pb::JobState::Succeeded.into(),
+        step: 2,
+        ..Default::default()
+    };
+    let watch = vec![Ok(pb::watch_job_response::Update::Job(done))];
+    let coordinator = Coordinator::start(State { watches: [watch].into(), ..Default::default() }).await;
+    let job = Job::new();
+    let ran = lorafleet(&coordinator, &["submit", job.path(), "--watch"]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("(jobs/new) succeeded after 2 steps"), "{}", ran.stdout);
+}
+
+#[tokio::test]
+async fn validate_needs_no_fleet() {
+    let coordinator = Coordinator::start(State::default()).await;
+    let job = Job::new();
+    let ran = lorafleet(&coordinator, &["validate", job.path()]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("is in order"), "{}", ran.stdout);
+    let ran = lorafleet(&coordinator, &["validate", job.path(), "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["adapter"]["rank"], 16, "defaults are filled in");
+}

@@ -1,0 +1,68 @@
+//! `cargo xtask bench NAME`: a measurement beside its peer and its target, printed and written down.
+
+mod engine;
+mod peer;
+mod quality;
+mod record;
+mod row;
+mod service;
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+
+use self::row::Row;
+use crate::prerequisites;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to measure.
+    name: Bench,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Only print: leave docs/benchmarks.md as it is.
+    #[arg(long)]
+    dry: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Bench {
+    /// Tokens a second of the trainer, beside transformers with PEFT.
+    Engine,
+    /// Evaluation loss of the example's adapter after 42 steps, beside transformers with PEFT.
+    Quality,
+    /// Memory of an idle coordinator, and the time from submitting a job to its first step.
+    Service,
+}
+
+impl Bench {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Engine => "engine",
+            Self::Quality => "quality",
+            Self::Service => "service",
+        }
+    }
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let rows = match args.name {
+        Bench::Engine => engine::run()?,
+        Bench::Quality => quality::run()?,
+        Bench::Service => {
+            prerequisites::postgres()?;
+            service::run()?
+        }
+    };
+    if args.json {
+        println!("{:#}", serde_json::Value::from_iter(rows.iter().map(Row::to_json)));
+    } else {
+        println!("{}", row::table(&rows));
+    }
+    if !args.dry {
+        record::append(args.name.name(), &rows)?;
+    }
+    // A target that was missed is a result, not an error of the measurement.
+    Ok(ExitCode::SUCCESS)
+}

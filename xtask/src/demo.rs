@@ -1,0 +1,47 @@
+//! `cargo xtask demo`: a real adapter, trained by a real fleet, from one command.
+
+use std::{fs, process::ExitCode, time::Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    fleet, prerequisites,
+    workspace::{root, target},
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Workers of the fleet; the example's job takes two.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=64))]
+    workers: u16,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    prerequisites::postgres()?;
+    eprintln!("building the three binaries (the first time takes several minutes)");
+    fleet::build()?;
+    let start = Instant::now();
+    let demo = target().join("demo");
+    let adapter = demo.join("adapter");
+    if adapter.exists() {
+        fs::remove_dir_all(&adapter).with_context(|| format!("cannot empty {}", adapter.display()))?;
+    }
+    let fleet = fleet::Fleet::start(&demo.join("fleet"), args.workers)?;
+    let job = root().join("examples/games.yaml");
+    eprintln!("\nsubmitting {}", job.display());
+    let status = fleet
+        .lorafleet()
+        .arg("submit")
+        .arg(&job)
+        .args(["--watch", "--download"])
+        .arg(&adapter)
+        .status()
+        .context("cannot start `lorafleet submit`")?;
+    eprintln!();
+    fleet.stop()?;
+    if !status.success() {
+        bail!("the demo's job did not succeed; logs are in {}", demo.join("fleet/logs").display());
+    }
+    eprintln!("the demo took {} s after the build; nothing is left running", start.elapsed().as_secs());
+    Ok(ExitCode::SUCCESS)
+}
