@@ -12,7 +12,7 @@ use crate::{db::DbConfig, leader::LeaderConfig};
 #[command(name = "lorafleet-coordinator", version, about)]
 pub struct Config {
     /// Where the gRPC API listens.
-    #[arg(long, env = "LORAFLEET_LISTEN", default_value = "127.0.0.1:7070")]
+    #[arg(long, env = "LORAFLEET_LISTEN", default_value = "127.0.0.1:7400")]
     pub listen: SocketAddr,
 
     /// Postgres; a transaction-mode PgBouncer (1.21 or later) may stand in between.
@@ -37,7 +37,7 @@ pub struct Config {
     pub store: String,
 
     /// Where Prometheus finds the metrics at /metrics; port 0 chooses a free one.
-    #[arg(long, env = "LORAFLEET_METRICS_LISTEN", default_value = "127.0.0.1:7071")]
+    #[arg(long, env = "LORAFLEET_METRICS_LISTEN", default_value = "127.0.0.1:7401")]
     pub metrics_listen: SocketAddr,
 
     /// A worker that is silent for this long loses its work.

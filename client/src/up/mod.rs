@@ -34,7 +34,7 @@ pub async fn run(args: Args) -> anyhow::Result<Exit> {
     let outcome = Supervisor::new(plan, &dir, stop).run().await;
     let stopped = postgres.stop().context("the database did not stop by itself");
     dir.clear_state()?;
-    outcome.and_then(|()| stopped)?;
+    outcome.and(stopped)?;
     eprintln!("everything has stopped; `lorafleet up` on the same folder goes on where this ended");
     Ok(Exit::Done)
 }

@@ -39,7 +39,7 @@ impl Plan {
                 &dir.store_url()?,
             ]),
             // Not an argument: those are shown to every user of the machine.
-            env: vec![("DATABASE_URL".to_owned(), database_url)],
+            env: vec![("LORAFLEET_DATABASE_URL".to_owned(), database_url)],
             log: dir.rotate_log("coordinator")?,
         };
         let binary = sibling("lorafleet-worker")?;
