@@ -6,10 +6,11 @@ use lorafleet_spec::job::Job;
 use crate::fixtures::{Files, Gang, base, examples, job};
 
 const STEPS: u64 = 10;
+const LINES: usize = 40;
 
 fn small_job(reduce: &str) -> Job {
     let train = format!(
-        "steps: {STEPS}, global_batch: 6, micro_batches: 4, max_length: 96, lr: 2e-3, warmup: 2, \
+        "steps: {STEPS}, global_batch: 5, micro_batches: 4, max_length: 64, lr: 2e-3, warmup: 2, \
          weight_decay: 0.01, seed: 5, reduce: {reduce}"
     );
     job(&train, "rank: 8, alpha: 16")
@@ -17,7 +18,7 @@ fn small_job(reduce: &str) -> Job {
 
 /// The whole job on `world_size` members with `threads` threads; the losses of its steps and its last state.
 fn run(job: &Job, world_size: usize, threads: usize) -> (Vec<f64>, Files) {
-    let data = examples("train.jsonl", job.train.max_length as usize);
+    let data = examples("train.jsonl", LINES, job.train.max_length as usize);
     let base = base();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
@@ -32,7 +33,7 @@ fn threads_and_members_do_not_change_a_bit() {
     let job = small_job("exact");
     let (losses, files) = run(&job, 1, 1);
     assert!(losses[STEPS as usize - 1] < losses[0], "it learns: {losses:?}");
-    for (world_size, threads) in [(1, 2), (1, 3), (2, 1), (2, 2), (3, 2)] {
+    for (world_size, threads) in [(1, 2), (1, 3), (2, 1), (3, 2)] {
         let (other_losses, other_files) = run(&job, world_size, threads);
         assert_eq!(losses, other_losses, "{world_size} members, {threads} threads: losses");
         assert!(files == other_files, "{world_size} members, {threads} threads: another adapter");
@@ -51,7 +52,7 @@ fn f32_sums_train_too() {
 #[test]
 fn a_restored_checkpoint_goes_on_to_the_same_bytes() {
     let job = small_job("exact");
-    let data = examples("train.jsonl", job.train.max_length as usize);
+    let data = examples("train.jsonl", LINES, job.train.max_length as usize);
     let base = base();
     let mut whole = Gang::new(&base, &job, data.len(), STEPS, 1);
     let mut checkpoint = Files::new();
@@ -93,7 +94,7 @@ fn a_damaged_checkpoint_changes_nothing() {
 #[test]
 fn an_abandoned_step_can_be_computed_again() {
     let job = small_job("exact");
-    let data = examples("train.jsonl", job.train.max_length as usize);
+    let data = examples("train.jsonl", LINES, job.train.max_length as usize);
     let base = base();
     let (mut steady, mut shaken) =
         (Gang::new(&base, &job, data.len(), STEPS, 1), Gang::new(&base, &job, data.len(), STEPS, 1));
@@ -109,9 +110,9 @@ fn an_abandoned_step_can_be_computed_again() {
 #[test]
 fn evaluation_sums_do_not_depend_on_order() {
     let job = small_job("exact");
-    let data = examples("validation.jsonl", 96);
+    let data = examples("validation.jsonl", 24, 96);
     let trainer = Trainer::new(base(), &job, STEPS, 0).unwrap();
-    let parts: Vec<_> = data[..24].chunks(4).collect();
+    let parts: Vec<_> = data.chunks(4).collect();
     let sum = |parts: &mut dyn Iterator<Item = &&[lorafleet_spec::data::Example]>| {
         let mut sums = EvalSums::default();
         for part in parts {

@@ -8,7 +8,7 @@ use crate::fixtures::{base, examples, job};
 fn the_base_has_transformers_loss() {
     // transformers 5, f32, on the same 84 chats at most 256 tokens long.
     const LOSS: f64 = 4.05093;
-    let data = examples("validation.jsonl", 256);
+    let data = examples("validation.jsonl", 84, 256);
     // B is zero before the first step, so the adapted model is the base.
     let trainer = Trainer::new(base(), &job("steps: 1", "rank: 4"), 1, 0).unwrap();
     let mut sums = EvalSums::default();
@@ -23,7 +23,7 @@ fn the_base_has_transformers_loss() {
 #[test]
 fn an_answer_is_the_likeliest_continuation() {
     let base = base();
-    let example = &examples("validation.jsonl", 64)[0];
+    let example = &examples("validation.jsonl", 2, 64)[0];
     let prompt = &example.tokens[..20];
     let answer = generate(&base, None, prompt, &GenerateOptions::greedy(12, Vec::new())).unwrap();
     assert_eq!(answer.len(), 12);
@@ -44,7 +44,7 @@ fn sampled_answers_follow_their_seed() {
     let base = base();
     let trainer = Trainer::new(base.clone(), &job("steps: 1", "rank: 4"), 1, 0).unwrap();
     let adapter = trainer.adapter();
-    let prompt = &examples("validation.jsonl", 64)[1].tokens[..16];
+    let prompt = &examples("validation.jsonl", 2, 64)[1].tokens[..16];
     let sample = |seed| {
         let options =
             GenerateOptions { max_new_tokens: 24, temperature: 0.9, top_p: 0.95, seed, stop: vec![] };

@@ -20,12 +20,12 @@ pub fn base() -> Arc<Base> {
     BASE.get_or_init(|| Arc::new(Base::load(&workspace("examples/base")).unwrap())).clone()
 }
 
-/// The examples of one of the example's data sets, cut at `max_length` tokens.
-pub fn examples(file: &str, max_length: usize) -> Vec<Example> {
+/// The examples in the first `lines` lines of one of the example's data sets, cut at `max_length` tokens.
+pub fn examples(file: &str, lines: usize, max_length: usize) -> Vec<Example> {
     let tokenizer = Tokenizer::load(&workspace("examples/base")).unwrap();
-    let reader =
-        std::io::BufReader::new(std::fs::File::open(workspace("examples/games").join(file)).unwrap());
-    Dataset::read(reader, &tokenizer, max_length, 512).unwrap().examples
+    let text = std::fs::read_to_string(workspace("examples/games").join(file)).unwrap();
+    let text: String = text.split_inclusive('\n').take(lines).collect();
+    Dataset::read(text.as_bytes(), &tokenizer, max_length, 512).unwrap().examples
 }
 
 /// A valid job with these lines in its `train` section and every default elsewhere.
