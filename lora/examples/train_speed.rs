@@ -61,6 +61,9 @@ struct Args {
     /// Runs, with the seeds 0, 1, …
     #[arg(long, default_value_t = 1)]
     seeds: u64,
+    /// Folder for the first run's adapter, in PEFT's format.
+    #[arg(long)]
+    save: Option<PathBuf>,
     /// Threads; 0: one for each core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -186,8 +189,19 @@ fn run(args: &Args, base: &Arc<Base>, data: &Data, seed: u64) -> Result<Run, Fai
     }
     let flops = trainer.flops().reset();
     let eval_after = evaluate(&trainer, &data.eval)?;
+    if let Some(folder) = args.save.as_deref().filter(|_| seed == 0) {
+        save(&trainer, folder)?;
+    }
     let trainable = trainer.trainable_parameters();
     Ok(Run { losses, seconds, tokens, flops, trainable, eval_before, eval_after })
+}
+
+fn save(trainer: &Trainer, folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    for (name, bytes) in trainer.snapshot().files {
+        std::fs::write(folder.join(name), bytes)?;
+    }
+    Ok(())
 }
 
 fn evaluate(trainer: &Trainer, examples: &[Example]) -> Result<Option<f64>, Failure> {
