@@ -97,13 +97,13 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
                 b = b.wrapping_add(b_k);
             }
         }
-        store::<S, MR, NV>(&acc, row, col, tail, out);
+        store::<S, MR, NV>(acc, row, col, tail, out);
     }
 }
 
 #[inline(always)]
 unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
-    acc: &[[S::V; NV]; MR],
+    acc: [[S::V; NV]; MR],
     row: usize,
     col: usize,
     tail: usize,
@@ -113,7 +113,9 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
     unsafe {
         let alpha = S::splat(out.alpha);
         if out.col != 1 {
-            return store_strided::<S, MR, NV>(acc, row, col, tail, out);
+            // A copy: were the address of the sums themselves taken, they would live in memory and not in registers.
+            let copy = acc;
+            return store_strided::<S, MR, NV>(&copy, row, col, tail, out);
         }
         for (r, sums) in acc.iter().enumerate() {
             let at = (row + r) * out.row + col;
