@@ -8,7 +8,7 @@ mod template;
 mod tokenize;
 
 pub use dataset::{DataError, Dataset, Example, Summary, check_reader};
-pub use formats::{Chat, Format, Row, check_line, parse_line};
+pub use formats::{Chat, Format, MAX_LINE, Row, check_line, parse_line};
 pub use mask::{MaskError, encode};
 pub use template::{ChatTemplate, TemplateError};
 pub use tokenize::{Tokenizer, TokenizerError};

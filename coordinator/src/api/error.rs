@@ -44,6 +44,31 @@ pub enum ApiError {
         /// UPPER_SNAKE_CASE.
         reason: &'static str,
     },
+    /// Bytes that came are not those that were announced.
+    #[error("{message}")]
+    DataLoss {
+        /// Which, and what differs.
+        message: String,
+        /// UPPER_SNAKE_CASE.
+        reason: &'static str,
+    },
+    /// A limit of this coordinator is reached for now.
+    #[error("{message}")]
+    Exhausted {
+        /// Which.
+        message: String,
+        /// UPPER_SNAKE_CASE.
+        reason: &'static str,
+    },
+    /// The client was silent for too long.
+    #[error("{message}")]
+    Late {
+        /// How long, and where.
+        message: String,
+    },
+    /// The call's own stream broke; its status says how.
+    #[error(transparent)]
+    Stream(#[from] Status),
     /// The object store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -104,6 +129,13 @@ impl From<ApiError> for Status {
             ApiError::NotFound { reason, .. } => with_info(Code::NotFound, message, reason),
             ApiError::RequestIdUsed { .. } => with_info(Code::AlreadyExists, message, "REQUEST_ID_USED"),
             ApiError::Precondition { reason, .. } => with_info(Code::FailedPrecondition, message, reason),
+            ApiError::DataLoss { reason, .. } => with_info(Code::DataLoss, message, reason),
+            ApiError::Exhausted { reason, .. } => with_info(Code::ResourceExhausted, message, reason),
+            ApiError::Late { .. } => with_info(Code::DeadlineExceeded, message, "CLIENT_SILENT"),
+            ApiError::Stream(status) => status,
+            ApiError::Store(StoreError::Damaged { .. }) => {
+                with_info(Code::DataLoss, message, "ARTIFACT_DAMAGED")
+            }
             ApiError::Store(error) if error.is_transient() => unavailable(message, "STORE_UNAVAILABLE"),
             ApiError::Db(error) if error.is_transient() => unavailable(message, "DATABASE_UNAVAILABLE"),
             ApiError::Store(error) => internal(&error),

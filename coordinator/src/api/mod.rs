@@ -1,5 +1,6 @@
 //! The gRPC API: services over one listener, with health, reflection, limits and a drain.
 
+mod artifacts;
 pub mod error;
 mod fleet;
 mod jobs;
@@ -73,6 +74,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .expect("the descriptors are compiled into this program and valid");
     let checker = Checker::new(services.store.clone());
     let jobs = jobs::JobsService { services: services.clone(), checker };
+    let artifacts = artifacts::ArtifactsService::new(services.store.clone());
     let fleet = fleet::FleetService { services };
     let serving = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
@@ -83,6 +85,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .add_service(reflection)
         .add_service(pb::jobs_server::JobsServer::new(jobs))
         .add_service(pb::fleet_server::FleetServer::new(fleet))
+        .add_service(artifacts.into_server())
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().cancelled_owned());
     let drained = async {
         shutdown.cancelled().await;

@@ -1,0 +1,95 @@
+//! The Artifacts service: what goes into object storage through the coordinator, and what comes out of it.
+
+mod download;
+mod lines;
+mod place;
+mod upload;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use lorafleet_proto::v1 as pb;
+use lorafleet_store::Store;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Request, Response, Status, Streaming};
+
+use self::place::Place;
+use super::error::ApiError;
+
+/// Bytes of one chunk, in either direction.
+pub(crate) const CHUNK: usize = 1 << 20;
+/// Largest request: a chunk and its frame.
+pub(crate) const MESSAGE_LIMIT: usize = CHUNK + (64 << 10);
+/// Uploads at once. Each holds up to four parts of 8 MiB, so they bound the memory that this service takes.
+const UPLOADS: usize = 8;
+/// How long an upload waits for its turn.
+const TURN: Duration = Duration::from_secs(60);
+
+/// The service, over one store.
+#[derive(Debug, Clone)]
+pub struct ArtifactsService {
+    store: Store,
+    uploads: Arc<Semaphore>,
+}
+
+impl ArtifactsService {
+    /// A service that reads and writes this store.
+    pub fn new(store: Store) -> Self {
+        Self { store, uploads: Arc::new(Semaphore::new(UPLOADS)) }
+    }
+
+    /// As a gRPC service, with its limit of message sizes.
+    pub fn into_server(self) -> pb::artifacts_server::ArtifactsServer<Self> {
+        pb::artifacts_server::ArtifactsServer::new(self).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    async fn stat(&self, request: pb::StatArtifactRequest) -> Result<pb::StatArtifactResponse, ApiError> {
+        let place = Place::parse("artifact", request.artifact)?;
+        let size = self.store.size(&place.path()).await?;
+        Ok(pb::StatArtifactResponse { present: size.is_some(), size_bytes: size.unwrap_or_default() })
+    }
+
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        match tokio::time::timeout(TURN, Arc::clone(&self.uploads).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => Err(ApiError::Exhausted {
+                message: format!("{UPLOADS} uploads are under way; try again later"),
+                reason: "TOO_MANY_UPLOADS",
+            }),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl pb::artifacts_server::Artifacts for ArtifactsService {
+    type DownloadFileStream = Pin<Box<dyn Stream<Item = Result<pb::DownloadFileResponse, Status>> + Send>>;
+
+    async fn stat_artifact(
+        &self,
+        request: Request<pb::StatArtifactRequest>,
+    ) -> Result<Response<pb::StatArtifactResponse>, Status> {
+        Ok(Response::new(self.stat(request.into_inner()).await?))
+    }
+
+    async fn upload_file(
+        &self,
+        request: Request<Streaming<pb::UploadFileRequest>>,
+    ) -> Result<Response<pb::UploadFileResponse>, Status> {
+        let _turn = self.turn().await?;
+        Ok(Response::new(upload::receive(&self.store, request.into_inner()).await?))
+    }
+
+    async fn download_file(
+        &self,
+        request: Request<pb::DownloadFileRequest>,
+    ) -> Result<Response<Self::DownloadFileStream>, Status> {
+        let place = Place::parse("artifact", request.into_inner().artifact)?;
+        let stream = download::send(&self.store, &place).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
