@@ -310,3 +310,120 @@ fn carve<'g>(buffer: &'g mut [f32], places: &[Range<usize>]) -> Vec<&'g mut [f32
     }
     parts.into_iter().flatten().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flops::FlopCounter;
+    use crate::ops::pool::Pool;
+    use crate::ops::tests::{check_gradient, noise, same_on_threads};
+    use crate::params::Layout;
+
+    const TOKENS: usize = 90;
+    const IN: usize = 70;
+    const SCALE: f32 = 1.5;
+
+    /// Three layers on one input: with a bias and an adapter, with an adapter, with neither.
+    struct Fixture {
+        layers: [FrozenLinear; 3],
+        weights: [Vec<f32>; 3],
+        bias: Vec<f32>,
+        layout: Layout,
+        x: Vec<f32>,
+        adapter: Vec<f32>,
+        dys: [Vec<f32>; 3],
+    }
+
+    const OUT: [usize; 3] = [80, 33, 6];
+    const RANKS: [usize; 2] = [5, 16];
+
+    fn fixture() -> Fixture {
+        let weights = [0, 1, 2].map(|i| noise(OUT[i] * IN, i as u64));
+        let bias = noise(OUT[0], 3);
+        let layer =
+            |i: usize| FrozenLinear::new(i.to_string(), &weights[i], OUT[i], (i == 0).then(|| bias.clone()));
+        let layers = [layer(0), layer(1), layer(2)];
+        let mut layout = Layout::new();
+        // Not in the layers' order: places are looked up by name.
+        layout.push("1", IN, OUT[1], RANKS[1], SCALE);
+        layout.push("0", IN, OUT[0], RANKS[0], SCALE);
+        let adapter = noise(layout.len(), 4);
+        let dys = [0, 1, 2].map(|i| noise(TOKENS * OUT[i], 5 + i as u64));
+        Fixture { layers, weights, bias, layout, x: noise(TOKENS * IN, 8), adapter, dys }
+    }
+
+    impl Fixture {
+        /// All results, by the formula, in f64.
+        fn plain(&self, x: &[f32], adapter: &[f32]) -> Vec<f32> {
+            let view = AdapterView { layout: &self.layout, weights: adapter };
+            let mut all = Vec::new();
+            for (i, w) in self.weights.iter().enumerate() {
+                let lora = view.get(&i.to_string());
+                for x in x.chunks_exact(IN) {
+                    let dot =
+                        |w: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
+                    let low: Vec<f64> = lora.iter().flat_map(|l| l.a.chunks_exact(IN).map(dot)).collect();
+                    for (o, w) in w.chunks_exact(IN).enumerate() {
+                        let b = lora.iter().flat_map(|l| &l.b[o * low.len()..(o + 1) * low.len()]);
+                        let adapted: f64 = b.zip(&low).map(|(b, low)| f64::from(*b) * low).sum();
+                        let bias = if i == 0 { f64::from(self.bias[o]) } else { 0.0 };
+                        all.push((dot(w) + f64::from(SCALE) * adapted + bias) as f32);
+                    }
+                }
+            }
+            all
+        }
+
+        fn loss(&self, x: &[f32], adapter: &[f32]) -> f64 {
+            let dys = self.dys.iter().flatten();
+            self.plain(x, adapter).iter().zip(dys).map(|(y, dy)| f64::from(*y) * f64::from(*dy)).sum()
+        }
+
+        /// Results, then the input's gradient, then the adapter's.
+        fn by_hand(&self) -> [Vec<f32>; 3] {
+            let (pool, flops) = (Pool::default(), FlopCounter::new());
+            let scope = Scope { pool: &pool, flops: &flops };
+            let view = AdapterView { layout: &self.layout, weights: &self.adapter };
+            let factors = Factors::prepare(self.layers.iter(), Some(&view), scope);
+            let adapted: Vec<Adapted> = self.layers.iter().zip(factors.iter().map(Option::as_ref)).collect();
+            let x = matrix(self.x.clone(), IN).unwrap();
+            let outputs = forward(&x, &adapted, None, scope).unwrap();
+            let dys = [0, 1, 2].map(|i| matrix(self.dys[i].clone(), OUT[i]).unwrap());
+            let upstream: Vec<Upstream> = adapted
+                .iter()
+                .zip(&dys)
+                .zip(&outputs)
+                .map(|((layer, dy), out)| Upstream { layer: *layer, dy, low: out.low.as_ref() })
+                .collect();
+            let (dx, reduced) = backward_input(&upstream, true, scope).unwrap();
+            let mut gradients = vec![f32::NAN; self.layout.len()];
+            backward_weights(&upstream, reduced, &x, &mut gradients, scope).unwrap();
+            let y = outputs.iter().flat_map(|o| view_of(&o.y)).collect();
+            [y, view_of(&dx.unwrap()), gradients]
+        }
+    }
+
+    fn view_of(t: &Tensor) -> Vec<f32> {
+        view("test", t).unwrap().to_vec()
+    }
+
+    #[test]
+    fn results_and_gradients_follow_the_formula() {
+        let fixture = fixture();
+        let [y, dx, gradients] = fixture.by_hand();
+        for (i, (y, plain)) in y.iter().zip(fixture.plain(&fixture.x, &fixture.adapter)).enumerate() {
+            assert!((y - plain).abs() < 1e-4 * (1.0 + plain.abs()), "[{i}]: {y} and {plain}");
+        }
+        check_gradient("x", &fixture.x, &dx, |x| fixture.loss(x, &fixture.adapter));
+        check_gradient("adapter", &fixture.adapter, &gradients, |adapter| fixture.loss(&fixture.x, adapter));
+        let bits = same_on_threads(|| fixture.by_hand().concat());
+        assert_eq!(bits, [y, dx, gradients].concat());
+    }
+
+    #[test]
+    fn parts_are_carved_in_the_order_asked_for() {
+        let mut buffer: Vec<f32> = (0..10).map(|i| i as f32).collect();
+        let parts = carve(&mut buffer, &[6..9, 0..2, 2..3]);
+        assert_eq!(parts, [&[6.0, 7.0, 8.0][..], &[0.0, 1.0], &[2.0]]);
+    }
+}
