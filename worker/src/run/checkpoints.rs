@@ -1,0 +1,202 @@
+//! Writing checkpoints beside training: one at a time, on a thread of its own, missed ones told about.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use lorafleet_lora::{exact::SCALE_BITS, train::Snapshot};
+use lorafleet_spec::job::Reduce;
+use lorafleet_store::{Checkpoint, CheckpointId, Draft, FileName, StoreError, write_checkpoint};
+use tracing::{info, warn};
+
+use super::{Run, end::End, prepare::Parts};
+use crate::{agent::Backoff, telemetry};
+
+/// How long training waits for a checkpoint under way when the next is due; then the next is left out.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the last checkpoint of a run is tried.
+const LAST: Duration = Duration::from_secs(3600);
+
+/// The checkpoints of one run, written by index 0.
+pub(super) struct Checkpoints<'a> {
+    run: &'a Run,
+    draft: Draft,
+    under_way: Option<UnderWay>,
+    /// The latest whole one.
+    latest: Arc<Mutex<Option<CheckpointId>>>,
+}
+
+struct UnderWay {
+    step: u64,
+    /// Closed when it is done, well or not.
+    done: Receiver<()>,
+}
+
+impl<'a> Checkpoints<'a> {
+    pub fn new(run: &'a Run, parts: &Parts) -> Result<Self, End> {
+        let id = run.assign.job.strip_prefix("jobs/").unwrap_or_default();
+        let job = id.parse().map_err(|error| End::lost(format!("{}: {error}", run.assign.job)))?;
+        let exact = parts.job.train.reduce == Reduce::Exact;
+        let draft = Draft {
+            job,
+            step: 0,
+            fence: run.fence(),
+            parent: None,
+            is_final: false,
+            spec_sha256: parts.spec_sha256,
+            kind: run.workshop.kind.clone(),
+            scale_bits: if exact { SCALE_BITS } else { 0 },
+        };
+        Ok(Self { run, draft, under_way: None, latest: Arc::default() })
+    }
+
+    /// Training goes on from this one.
+    pub fn resumed_from(&mut self, id: CheckpointId) {
+        *lock(&self.latest) = Some(id);
+    }
+
+    /// Begins to write a checkpoint beside training. Waits when the one before is still under way, and leaves this one
+    /// out when that takes too long: the store is slow or away, and training goes on.
+    pub fn begin(&mut self, snapshot: Snapshot) {
+        if let Some(step) = self.wait(PATIENCE) {
+            self.miss(snapshot.step, &format!("the one of step {step} is still being written"));
+            return;
+        }
+        let (draft, files) = (self.draft(snapshot.step, false), files(snapshot.files));
+        let (store, reporter) = (self.run.store.clone(), self.run.reporter.clone());
+        let (runtime, latest) = (self.run.workshop.runtime.clone(), self.latest.clone());
+        let (end, done) = mpsc::channel::<()>();
+        let span = tracing::Span::current();
+        let work = move || {
+            let _span = span.enter();
+            let started = Instant::now();
+            match runtime.block_on(write_checkpoint(&store, &draft, &files)) {
+                Ok(checkpoint) => {
+                    *lock(&latest) = Some(checkpoint.id().clone());
+                    written(&checkpoint, started);
+                    reporter.checkpoint(checkpoint.to_proto());
+                }
+                Err(error) => {
+                    missed(draft.step, &error.to_string());
+                    reporter.event("checkpoint-missed", &miss_message(draft.step, &error.to_string()));
+                }
+            }
+            drop(end);
+        };
+        match thread::Builder::new().name("checkpoint".into()).spawn(work) {
+            Ok(_) => self.under_way = Some(UnderWay { step: self.draft_step(), done }),
+            Err(error) => self.miss(self.draft_step(), &format!("no thread for it: {error}")),
+        }
+    }
+
+    /// Writes the checkpoint that a polite leave stands on, and waits for it, as long as nobody says stop.
+    pub fn write_last(&mut self, snapshot: Snapshot) {
+        let step = snapshot.step;
+        match self.write(snapshot, false) {
+            Ok(checkpoint) => self.run.reporter.checkpoint(checkpoint.to_proto()),
+            Err(end) => self.miss(step, &end.to_string()),
+        }
+    }
+
+    /// Writes the final checkpoint and waits for it.
+    pub fn write_final(&mut self, snapshot: Snapshot) -> Result<Checkpoint, End> {
+        self.write(snapshot, true)
+    }
+
+    /// Tries until it is whole, the run is stopped, or an hour is over.
+    fn write(&mut self, snapshot: Snapshot, is_final: bool) -> Result<Checkpoint, End> {
+        let deadline = Instant::now() + LAST;
+        // One at a time also here; what is under way ends by itself.
+        while self.wait(Duration::from_millis(200)).is_some() {
+            self.run.check()?;
+        }
+        let (draft, files) = (self.draft(snapshot.step, is_final), files(snapshot.files));
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+        loop {
+            let started = Instant::now();
+            match self.run.block_on(write_checkpoint(&self.run.store, &draft, &files)) {
+                Ok(checkpoint) => {
+                    *lock(&self.latest) = Some(checkpoint.id().clone());
+                    written(&checkpoint, started);
+                    return Ok(checkpoint);
+                }
+                Err(error) if is_hopeless(&error) || Instant::now() >= deadline => {
+                    return Err(End::lost(format!("the checkpoint of step {}: {error}", draft.step)));
+                }
+                Err(error) => {
+                    let message = format!("the end waits for the checkpoint of step {}: {error}", draft.step);
+                    warn!(message);
+                    self.run.reporter.event("checkpoint-waits", &message);
+                }
+            }
+            if self.run.control.wait_stop(backoff.pause()) {
+                return Err(End::Stopped);
+            }
+        }
+    }
+
+    /// Waits for the one under way; its step when it is still under way after that.
+    fn wait(&mut self, patience: Duration) -> Option<u64> {
+        let UnderWay { step, done } = self.under_way.as_ref()?;
+        if done.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            return Some(*step);
+        }
+        self.under_way = None;
+        None
+    }
+
+    fn draft(&mut self, step: u64, is_final: bool) -> Draft {
+        // A restored state that is written again under this fence has itself as parent's step, which is allowed.
+        self.draft = Draft { step, is_final, parent: lock(&self.latest).clone(), ..self.draft.clone() };
+        self.draft.clone()
+    }
+
+    fn draft_step(&self) -> u64 {
+        self.draft.step
+    }
+
+    fn miss(&self, step: u64, why: &str) {
+        missed(step, why);
+        self.run.reporter.event("checkpoint-missed", &miss_message(step, why));
+    }
+}
+
+fn lock(latest: &Mutex<Option<CheckpointId>>) -> std::sync::MutexGuard<'_, Option<CheckpointId>> {
+    latest.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn written(checkpoint: &Checkpoint, started: Instant) {
+    let bytes: u64 = checkpoint.manifest.files.values().map(|file| file.size_bytes).sum();
+    metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(started.elapsed());
+    metrics::histogram!(telemetry::CHECKPOINT_BYTES).record(bytes as f64);
+    info!(checkpoint = %checkpoint.id(), bytes, seconds = started.elapsed().as_secs_f64(), "checkpoint written");
+}
+
+fn missed(step: u64, why: &str) {
+    metrics::counter!(telemetry::CHECKPOINTS_MISSED).increment(1);
+    warn!(step, why, "checkpoint missed");
+}
+
+fn miss_message(step: u64, why: &str) -> String {
+    format!("the checkpoint of step {step} was not written: {why}; training goes on")
+}
+
+/// Whether trying again cannot help.
+fn is_hopeless(error: &StoreError) -> bool {
+    matches!(error, StoreError::Conflict { .. } | StoreError::Manifest { .. } | StoreError::Id(_))
+}
+
+fn files(files: BTreeMap<String, Vec<u8>>) -> BTreeMap<FileName, Bytes> {
+    let named = |(name, bytes): (String, Vec<u8>)| {
+        let name = name.parse().expect("the trainer's file names are plain names");
+        (name, Bytes::from(bytes))
+    };
+    files.into_iter().map(named).collect()
+}

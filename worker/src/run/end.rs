@@ -1,0 +1,90 @@
+//! How a run ends: whose fault it is, and what the coordinator is told.
+
+use lorafleet_lora::train::TrainError;
+use lorafleet_proto::v1 as pb;
+use lorafleet_store::StoreError;
+use pb::finished::Outcome;
+
+use crate::collective::CollectiveError;
+
+/// Why a run ends before its last step.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The job's own fault: what is wrong, where, and what to do.
+    #[error("{0}")]
+    Failed(String),
+    /// The fault of machines and networks: another attempt may do better.
+    #[error("{message}")]
+    Lost {
+        /// What happened.
+        message: String,
+        /// Members that could not be reached.
+        suspects: Vec<u32>,
+    },
+    /// Given back politely.
+    #[error("released after step {step}")]
+    Released {
+        /// The last finished step, which a checkpoint holds.
+        step: u64,
+    },
+    /// It was told to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl End {
+    /// The fault of this machine.
+    pub fn lost(message: impl Into<String>) -> Self {
+        Self::Lost { message: message.into(), suspects: Vec::new() }
+    }
+
+    /// As the coordinator is told.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::Failed(message) => Outcome::Failed(pb::Failed { message }),
+            Self::Lost { message, suspects } => Outcome::Lost(pb::Lost { message, suspects }),
+            Self::Released { step } => Outcome::Released(pb::Released { step }),
+            Self::Stopped => Outcome::Stopped(pb::Stopped {}),
+        }
+    }
+}
+
+impl From<CollectiveError> for End {
+    fn from(error: CollectiveError) -> Self {
+        match error {
+            CollectiveError::Overflow { .. } => Self::Failed(format!(
+                "{error}; lower train.lr or train.global_batch, or set train.reduce to f32"
+            )),
+            error => Self::Lost { suspects: error.suspects(), message: error.to_string() },
+        }
+    }
+}
+
+impl From<TrainError> for End {
+    fn from(error: TrainError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// What a failure to read something that the job names means for the job.
+pub fn missing(what: &str, error: &StoreError) -> End {
+    let message = format!("{what}: {error}");
+    match error {
+        StoreError::NotFound { .. } => End::Failed(format!("{message}; upload it again")),
+        StoreError::Damaged { .. } | StoreError::Sums { .. } | StoreError::TooLarge { .. } => {
+            End::Failed(format!("{message}; delete it from the store and upload it again"))
+        }
+        _ => End::lost(message),
+    }
+}
+
+/// The outcome's name in metrics and logs.
+pub fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded(_) => "succeeded",
+        Outcome::Failed(_) => "failed",
+        Outcome::Lost(_) => "lost",
+        Outcome::Released(_) => "released",
+        Outcome::Stopped(_) => "stopped",
+    }
+}

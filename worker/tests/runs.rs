@@ -1,0 +1,196 @@
+//! Whole runs on the example's base: a scripted coordinator, real workers, real sockets, a real store.
+
+mod support;
+
+use lorafleet_proto::v1 as pb;
+use pb::finished::Outcome;
+use support::{Fleet, Worker, fence};
+
+const JOB: &str = "jobs/test";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_trains_to_its_end() {
+    let fleet = Fleet::start().await;
+    let (coordinator, spec) = (&fleet.coordinator, fleet.spec(5));
+    let _worker = Worker::start(&fleet, "a", 2);
+    coordinator.run(JOB, &fence(1), &spec, &["a"], &[]).await;
+    let succeeded = coordinator.success("a", &fence(1)).await;
+
+    let result = succeeded.result.unwrap();
+    let (before, after) = (result.eval_loss_before.unwrap(), result.eval_loss_after.unwrap());
+    assert!(after < before, "{after} after, {before} before");
+    assert!(result.eval_tokens > 0 && result.bytes_sent_per_step == 0);
+    assert_eq!(result.answers.len(), 1);
+    assert_eq!(result.data.unwrap().examples, 32);
+    let checkpoint = succeeded.checkpoint.unwrap();
+    assert!(checkpoint.r#final && checkpoint.step == 5 && checkpoint.name == result.checkpoint);
+    let names: Vec<&str> = checkpoint.files.iter().map(|file| file.name.as_str()).collect();
+    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors"]);
+    let weights = std::fs::read(fleet.file(&checkpoint, "adapter_model.safetensors")).unwrap();
+    assert_eq!(lorafleet_store::Digest::of(&weights).to_string(), result.adapter_sha256);
+
+    let points = coordinator.points("a", &fence(1));
+    assert_eq!(points.keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+    let evaluated = points.values().filter(|point| point.eval_loss.is_some()).map(|point| point.step);
+    assert_eq!(evaluated.collect::<Vec<_>>(), [0, 3, 5]);
+    assert_eq!(points[&0].eval_loss, Some(before));
+    assert!(points[&5].loss > 0.0 && points[&5].tokens > 0 && points[&5].seconds_left == 0.0);
+    let steps: Vec<u64> = coordinator.checkpoints("a").iter().map(|checkpoint| checkpoint.step).collect();
+    assert_eq!(steps, [4, 2]);
+    assert_eq!(coordinator.events("a"), ["evaluated", "evaluated", "evaluated"]);
+    coordinator.heartbeat("a", |heartbeat| heartbeat.running.is_empty()).await;
+}
+
+/// The promise of exact sums: the same file, on any number of workers and threads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_two_and_three_workers_make_the_same_adapter() {
+    let fleet = Fleet::start().await;
+    let (coordinator, spec) = (&fleet.coordinator, fleet.spec(4));
+    let _workers = [("a", 1), ("b", 2), ("c", 1)].map(|(name, threads)| Worker::start(&fleet, name, threads));
+    let mut adapters = Vec::new();
+    for (attempt, gang) in [(1, &["a"][..]), (2, &["b", "a"]), (3, &["c", "a", "b"])] {
+        let fence = fence(attempt);
+        coordinator.run(JOB, &fence, &spec, gang, &[]).await;
+        let all =
+            futures::future::join_all(gang.iter().map(|worker| coordinator.success(worker, &fence))).await;
+        assert!(all.iter().all(|succeeded| *succeeded == all[0]), "members report different results");
+        adapters.push(all[0].result.clone().unwrap());
+    }
+    for result in &adapters {
+        assert_eq!(result.adapter_sha256, adapters[0].adapter_sha256);
+        assert_eq!(result.eval_loss_after, adapters[0].eval_loss_after);
+    }
+    // 2(N−1)/N of the buffer: parameters, and a few words beside them.
+    let parameters = adapters[0].trainable_parameters * 8;
+    for (result, share) in [(&adapters[1], 1.0), (&adapters[2], 4.0 / 3.0)] {
+        let payload = parameters as f64 * share;
+        let sent = result.bytes_sent_per_step as f64;
+        assert!((payload..payload + 1024.0).contains(&sent), "{sent} bytes a step, {payload} expected");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_gang_resumes_to_the_same_adapter() {
+    let fleet = Fleet::start().await;
+    let (coordinator, spec) = (&fleet.coordinator, fleet.spec(60));
+    let [a, b, _c] = ["a", "b", "c"].map(|name| Worker::start(&fleet, name, 1));
+    coordinator.run(JOB, &fence(1), &spec, &["a", "b"], &[]).await;
+    coordinator.step("a", &fence(1), 3).await;
+    b.drain.cancel();
+    let (first, second) =
+        (coordinator.outcome("a", &fence(1)).await, coordinator.outcome("b", &fence(1)).await);
+    let Outcome::Released(pb::Released { step }) = first else { panic!("{first:?}") };
+    assert_eq!(second, Outcome::Released(pb::Released { step }), "both leave at the same boundary");
+    b.running.await.unwrap().unwrap();
+    assert!(!b.state.is_ready() && a.state.is_ready());
+    assert!((3..60).contains(&step), "left after step {step}");
+    let resume = coordinator.checkpoints("a");
+    assert_eq!(resume[0].step, step, "a checkpoint holds the last step");
+
+    coordinator.run(JOB, &fence(2), &spec, &["c", "a"], &resume).await;
+    let resumed = coordinator.success("c", &fence(2)).await.result.unwrap();
+    assert_eq!(coordinator.points("c", &fence(2)).keys().next(), Some(&(step + 1)));
+    assert!(coordinator.events("c").contains(&"resumed".to_owned()));
+
+    // The newest checkpoint is torn: the one before it is taken, to the same result.
+    std::fs::write(fleet.file(&resume[0], "optimizer.safetensors"), b"torn").unwrap();
+    coordinator.run("jobs/test", &fence(3), &spec, &["a"], &resume).await;
+    let fallen_back = coordinator.success("a", &fence(3)).await.result.unwrap();
+    assert!(coordinator.events("a").contains(&"checkpoint-refused".to_owned()));
+    assert_eq!(coordinator.points("a", &fence(3)).keys().next(), Some(&(resume[1].step + 1)));
+
+    coordinator.run(JOB, &fence(4), &spec, &["c"], &[]).await;
+    let undisturbed = coordinator.success("c", &fence(4)).await.result.unwrap();
+    for result in [resumed, fallen_back] {
+        assert_eq!(result.adapter_sha256, undisturbed.adapter_sha256);
+        assert_eq!(result.eval_loss_before, undisturbed.eval_loss_before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_one_member_and_tells_the_other() {
+    let fleet = Fleet::start().await;
+    let (coordinator, spec) = (&fleet.coordinator, fleet.spec(100_000));
+    let _workers = ["a", "b"].map(|name| Worker::start(&fleet, name, 1));
+    coordinator.run(JOB, &fence(1), &spec, &["a", "b"], &[]).await;
+    coordinator.step("a", &fence(1), 1).await;
+    coordinator.stop("b", JOB, &fence(1), pb::StopReason::Cancelled).await;
+    assert_eq!(coordinator.outcome("b", &fence(1)).await, Outcome::Stopped(pb::Stopped {}));
+    match coordinator.outcome("a", &fence(1)).await {
+        Outcome::Lost(lost) => assert!(lost.message.contains("cancelled"), "{}", lost.message),
+        other => panic!("{other:?}"),
+    }
+    // Both take the next job; one that was never begun is stopped as well.
+    coordinator.assign(JOB, &fence(2), &spec, &["a"]).await;
+    coordinator.stop("a", JOB, &fence(2), pb::StopReason::Stale).await;
+    assert_eq!(coordinator.outcome("a", &fence(2)).await, Outcome::Stopped(pb::Stopped {}));
+    coordinator.run(JOB, &fence(3), &fleet.spec(1), &["a", "b"], &[]).await;
+    coordinator.success("b", &fence(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn training_goes_on_without_the_coordinator_and_nothing_is_lost() {
+    let fleet = Fleet::start().await;
+    let (coordinator, spec) = (&fleet.coordinator, fleet.spec(12));
+    let _worker = Worker::start(&fleet, "a", 2);
+    coordinator.set_acks(false);
+    coordinator.run(JOB, &fence(1), &spec, &["a"], &[]).await;
+    coordinator.step("a", &fence(1), 2).await;
+    coordinator.hang_up("a").await;
+    coordinator.success("a", &fence(1)).await;
+    assert!(coordinator.attachments() >= 2);
+    let steps: Vec<u64> = coordinator.points("a", &fence(1)).keys().copied().collect();
+    assert_eq!(steps, (0..=12).collect::<Vec<_>>());
+    // Not acknowledged: still listed, and repeated on the next stream; then forgotten.
+    coordinator.heartbeat("a", |heartbeat| heartbeat.running.len() == 1).await;
+    coordinator.set_acks(true);
+    coordinator.hang_up("a").await;
+    coordinator.heartbeat("a", |heartbeat| heartbeat.running.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_jobs_own_faults_are_told_as_such() {
+    let fleet = Fleet::start().await;
+    let coordinator = &fleet.coordinator;
+    let _worker = Worker::start(&fleet, "a", 1);
+    let digest = "0".repeat(64);
+    let mut no_target = fleet.spec(2);
+    no_target.adapter.as_mut().unwrap().targets = vec!["no_such_layer".into()];
+    let mut no_base = fleet.spec(2);
+    no_base.base.as_mut().unwrap().sha256 = digest.clone();
+    let mut no_data = fleet.spec(2);
+    no_data.data.as_mut().unwrap().train.as_mut().unwrap().sha256 = digest.clone();
+    let mut bad_rank = fleet.spec(2);
+    bad_rank.adapter.as_mut().unwrap().rank = 100_000;
+    let mut diverging = fleet.spec(50);
+    diverging.train.as_mut().unwrap().lr = 1e30;
+    let cases = [
+        (no_target, "q_proj"),
+        (no_base, "upload it again"),
+        (no_data, "data.train"),
+        (bad_rank, "rank"),
+        (diverging, "train.lr"),
+    ];
+    for ((spec, expected), attempt) in cases.into_iter().zip(1..) {
+        let fence = fence(attempt);
+        if expected == "train.lr" {
+            coordinator.run(JOB, &fence, &spec, &["a"], &[]).await;
+        } else {
+            coordinator.assign(JOB, &fence, &spec, &["a"]).await;
+        }
+        match coordinator.outcome("a", &fence).await {
+            Outcome::Failed(failed) => assert!(failed.message.contains(expected), "{}", failed.message),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_worker_drains_at_once() {
+    let fleet = Fleet::start().await;
+    let worker = Worker::start(&fleet, "a", 1);
+    fleet.coordinator.heartbeat("a", |heartbeat| !heartbeat.draining).await;
+    worker.drain.cancel();
+    worker.running.await.unwrap().unwrap();
+    fleet.coordinator.heartbeat("a", |heartbeat| heartbeat.draining).await;
+}

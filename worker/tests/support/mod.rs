@@ -1,0 +1,449 @@
+//! A coordinator that does what a test says, over a real connection; a store with the example's base and data; workers.
+
+#![allow(dead_code)]
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::Stream;
+use lorafleet_proto::v1 as pb;
+use lorafleet_spec::{base::base_files, job::fill_defaults};
+use lorafleet_store::{Digest, Store, Sums, layout};
+use lorafleet_worker::{
+    agent::{Agent, AgentError, AgentOptions, AgentState},
+    base_cache::Cache,
+    collective::tcp::{Listener, TcpOptions},
+    run::Workshop,
+    serve::Trainers,
+};
+use pb::{coordinator_message::Message as Down, worker_message::Message as Up};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+/// Nothing that a test waits for takes longer, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+type Outbound = Result<pb::CoordinatorMessage, Status>;
+
+#[derive(Default)]
+struct Seen {
+    /// By worker id: its name and its collective's address.
+    registered: HashMap<String, (String, String)>,
+    /// By name: its present stream.
+    streams: HashMap<String, mpsc::Sender<Outbound>>,
+    /// By name: everything it said, but heartbeats.
+    said: HashMap<String, Vec<Up>>,
+    /// By name: its last heartbeat.
+    heartbeats: HashMap<String, pb::Heartbeat>,
+    attachments: u32,
+}
+
+struct Shared {
+    seen: Mutex<Seen>,
+    news: Notify,
+    store_url: String,
+    /// Reports are acknowledged.
+    acks: Mutex<bool>,
+}
+
+/// The coordinator of a test.
+#[derive(Clone)]
+pub struct Coordinator {
+    pub url: String,
+    shared: Arc<Shared>,
+}
+
+struct Service(Arc<Shared>);
+
+#[tonic::async_trait]
+impl pb::fleet_server::Fleet for Service {
+    type AttachStream = Pin<Box<dyn Stream<Item = Outbound> + Send>>;
+
+    async fn register_worker(
+        &self,
+        request: Request<pb::RegisterWorkerRequest>,
+    ) -> Result<Response<pb::RegisterWorkerResponse>, Status> {
+        let request = request.into_inner();
+        let mut seen = self.0.seen.lock().unwrap();
+        let worker_id = format!("w{}", seen.registered.len());
+        seen.registered.insert(worker_id.clone(), (request.name, request.collective_address));
+        Ok(Response::new(pb::RegisterWorkerResponse {
+            worker_id,
+            heartbeat_millis: 200,
+            lease_millis: 5000,
+            store_url: self.0.store_url.clone(),
+        }))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<pb::WorkerMessage>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let (down, outbound) = mpsc::channel(256);
+        let (shared, mut inbound) = (self.0.clone(), request.into_inner());
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = inbound.message().await {
+                shared.take(message, &down);
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbound))))
+    }
+
+    async fn list_workers(
+        &self,
+        _request: Request<pb::ListWorkersRequest>,
+    ) -> Result<Response<pb::ListWorkersResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+}
+
+impl Shared {
+    fn take(&self, message: pb::WorkerMessage, down: &mpsc::Sender<Outbound>) {
+        let mut seen = self.seen.lock().unwrap();
+        let name = seen.registered[&message.worker_id].0.clone();
+        let up = message.message.unwrap();
+        if let Up::Heartbeat(heartbeat) = up {
+            if !seen.streams.get(&name).is_some_and(|stream| stream.same_channel(down)) {
+                seen.streams.insert(name.clone(), down.clone());
+                seen.attachments += 1;
+            }
+            seen.heartbeats.insert(name, heartbeat);
+        } else {
+            if *self.acks.lock().unwrap()
+                && let Some(ack) = ack(&up)
+            {
+                drop(down.try_send(Ok(pb::CoordinatorMessage { message: Some(ack) })));
+            }
+            seen.said.entry(name).or_default().push(up);
+        }
+        drop(seen);
+        self.news.notify_waiters();
+    }
+}
+
+fn ack(up: &Up) -> Option<Down> {
+    Some(match up.clone() {
+        Up::Progress(progress) => {
+            let step = progress.points.iter().map(|point| point.step).max()?;
+            Down::ProgressAck(pb::ProgressAck { job: progress.job, step })
+        }
+        Up::CheckpointWritten(written) => Down::CheckpointAck(pb::CheckpointAck {
+            job: written.job,
+            checkpoint: written.checkpoint?.name,
+            expired: Vec::new(),
+        }),
+        Up::ReportEvent(report) => {
+            Down::EventAck(pb::EventAck { job: report.job, fence: report.fence, sequence: report.sequence })
+        }
+        Up::Finished(finished) => {
+            Down::FinishedAck(pb::FinishedAck { job: finished.job, fence: finished.fence })
+        }
+        Up::Heartbeat(_) | Up::Ready(_) => return None,
+    })
+}
+
+impl Coordinator {
+    pub async fn start(store_url: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let shared = Arc::new(Shared {
+            seen: Mutex::default(),
+            news: Notify::new(),
+            store_url: store_url.to_owned(),
+            acks: Mutex::new(true),
+        });
+        let service = pb::fleet_server::FleetServer::new(Service(shared.clone()));
+        let serving = Server::builder().add_service(service);
+        tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+        Self { url, shared }
+    }
+
+    /// Whether reports are acknowledged.
+    pub fn set_acks(&self, acks: bool) {
+        *self.shared.acks.lock().unwrap() = acks;
+    }
+
+    /// Ends a worker's stream.
+    pub async fn hang_up(&self, worker: &str) {
+        let stream = self.shared.seen.lock().unwrap().streams.remove(worker).unwrap();
+        stream.send(Err(Status::unavailable("the coordinator restarts"))).await.unwrap();
+    }
+
+    pub fn attachments(&self) -> u32 {
+        self.shared.seen.lock().unwrap().attachments
+    }
+
+    pub async fn send(&self, worker: &str, message: Down) {
+        let stream = self.wait(|seen| seen.streams.get(worker).cloned()).await;
+        stream.send(Ok(pb::CoordinatorMessage { message: Some(message) })).await.unwrap();
+    }
+
+    /// Assigns a job to a gang.
+    pub async fn assign(&self, job: &str, fence: &pb::Fence, spec: &pb::JobSpec, gang: &[&str]) {
+        for (worker, index) in gang.iter().zip(0..) {
+            let assign = pb::Assign {
+                job: job.to_owned(),
+                fence: Some(fence.clone()),
+                spec: Some(spec.clone()),
+                index,
+                world_size: gang.len() as u32,
+            };
+            self.send(worker, Down::Assign(assign)).await;
+        }
+    }
+
+    /// Assigns a job to a gang, waits until all are ready, and lets them begin.
+    pub async fn run(
+        &self,
+        job: &str,
+        fence: &pb::Fence,
+        spec: &pb::JobSpec,
+        gang: &[&str],
+        resume: &[pb::Checkpoint],
+    ) {
+        self.assign(job, fence, spec, gang).await;
+        let mut members = Vec::new();
+        for (worker, index) in gang.iter().zip(0..) {
+            self.said(worker, |up| matches!(up, Up::Ready(ready) if ready.fence.as_ref() == Some(fence)))
+                .await;
+            let address = self
+                .wait(|seen| {
+                    let mut all = seen.registered.values();
+                    all.find(|(name, _)| name == worker).map(|(_, address)| address.clone())
+                })
+                .await;
+            members.push(pb::Member { index, worker: worker.to_string(), address });
+        }
+        for worker in gang {
+            let begin = pb::Begin {
+                job: job.to_owned(),
+                fence: Some(fence.clone()),
+                members: members.clone(),
+                resume: resume.to_vec(),
+            };
+            self.send(worker, Down::Begin(begin)).await;
+        }
+    }
+
+    pub async fn stop(&self, worker: &str, job: &str, fence: &pb::Fence, reason: pb::StopReason) {
+        let stop = pb::Stop { job: job.to_owned(), fence: Some(fence.clone()), reason: reason.into() };
+        self.send(worker, Down::Stop(stop)).await;
+    }
+
+    /// Waits until the worker says something like it.
+    pub async fn said(&self, worker: &str, like: impl Fn(&Up) -> bool) -> Up {
+        self.wait(|seen| seen.said.get(worker)?.iter().find(|up| like(up)).cloned()).await
+    }
+
+    /// Waits for the end of the worker's run.
+    pub async fn outcome(&self, worker: &str, fence: &pb::Fence) -> pb::finished::Outcome {
+        let of_run = |up: &Up| matches!(up, Up::Finished(finished) if finished.fence.as_ref() == Some(fence));
+        match self.said(worker, of_run).await {
+            Up::Finished(finished) => finished.outcome.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the worker's run succeeded.
+    pub async fn success(&self, worker: &str, fence: &pb::Fence) -> pb::Succeeded {
+        match self.outcome(worker, fence).await {
+            pb::finished::Outcome::Succeeded(succeeded) => succeeded,
+            other => panic!("{worker}: {other:?}"),
+        }
+    }
+
+    /// Waits until the worker has reported this step.
+    pub async fn step(&self, worker: &str, fence: &pb::Fence, step: u64) {
+        self.said(worker, |up| {
+            matches!(up, Up::Progress(progress) if progress.fence.as_ref() == Some(fence)
+                && progress.points.iter().any(|point| point.step >= step))
+        })
+        .await;
+    }
+
+    /// All points that the worker has reported under the fence, by step.
+    pub fn points(&self, worker: &str, fence: &pb::Fence) -> BTreeMap<u64, pb::MetricPoint> {
+        let seen = self.shared.seen.lock().unwrap();
+        let of_run = |up: &Up| match up {
+            Up::Progress(progress) if progress.fence.as_ref() == Some(fence) => progress.points.clone(),
+            _ => Vec::new(),
+        };
+        seen.said[worker].iter().flat_map(of_run).map(|point| (point.step, point)).collect()
+    }
+
+    /// Kinds of the events that the worker has reported, in order.
+    pub fn events(&self, worker: &str) -> Vec<String> {
+        let seen = self.shared.seen.lock().unwrap();
+        let kind = |up: &Up| match up {
+            Up::ReportEvent(event) => Some(event.kind.clone()),
+            _ => None,
+        };
+        seen.said[worker].iter().filter_map(kind).collect()
+    }
+
+    /// Checkpoints that the worker has reported, newest first.
+    pub fn checkpoints(&self, worker: &str) -> Vec<pb::Checkpoint> {
+        let seen = self.shared.seen.lock().unwrap();
+        let checkpoint = |up: &Up| match up {
+            Up::CheckpointWritten(written) => written.checkpoint.clone(),
+            _ => None,
+        };
+        let mut all: Vec<_> = seen.said[worker].iter().filter_map(checkpoint).collect();
+        all.sort_by_key(|checkpoint| std::cmp::Reverse(checkpoint.step));
+        all.dedup();
+        all
+    }
+
+    /// Waits until the worker's last heartbeat is like this.
+    pub async fn heartbeat(&self, worker: &str, like: impl Fn(&pb::Heartbeat) -> bool) {
+        self.wait(|seen| seen.heartbeats.get(worker).filter(|heartbeat| like(heartbeat)).cloned()).await;
+    }
+
+    async fn wait<T>(&self, look: impl Fn(&Seen) -> Option<T>) -> T {
+        let waiting = async {
+            loop {
+                let news = self.shared.news.notified();
+                if let Some(found) = look(&self.shared.seen.lock().unwrap()) {
+                    return found;
+                }
+                drop(tokio::time::timeout(Duration::from_millis(100), news).await);
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("what the test waits for does not come")
+    }
+}
+
+/// A worker within this process.
+pub struct Worker {
+    pub state: AgentState,
+    pub drain: CancellationToken,
+    pub running: JoinHandle<Result<(), AgentError>>,
+}
+
+impl Worker {
+    /// Starts a worker with a cache of its own.
+    pub fn start(fleet: &Fleet, name: &str, threads: usize) -> Self {
+        let tcp = TcpOptions { silence: Duration::from_secs(30), ..TcpOptions::default() };
+        let listener = Listener::bind("127.0.0.1:0", tcp.handshake).unwrap();
+        let options = AgentOptions {
+            coordinator: fleet.coordinator.url.clone(),
+            name: name.to_owned(),
+            resources: pb::WorkerResources { slots: 1, ..Default::default() },
+            collective_address: listener.local_address().to_string(),
+            store: None,
+            drain_limit: PATIENCE,
+        };
+        let workshop = Workshop {
+            cache: Cache::open(&fleet.dir.path().join(name)).unwrap(),
+            listener,
+            tcp,
+            pool: rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap(),
+            kind: "test".to_owned(),
+            runtime: Handle::current(),
+        };
+        let drain = CancellationToken::new();
+        let agent = Agent::new(options, Arc::new(Trainers(Arc::new(workshop))), drain.clone()).unwrap();
+        let state = agent.state();
+        Self { state, drain, running: tokio::spawn(agent.run()) }
+    }
+}
+
+/// A coordinator, and a store with the example's base and some of its data.
+pub struct Fleet {
+    pub dir: TempDir,
+    pub store: Store,
+    pub coordinator: Coordinator,
+    base: Digest,
+    train: Digest,
+    eval: Digest,
+}
+
+impl Fleet {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", dir.path().join("store").display());
+        let store = Store::open(&url).unwrap();
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+        let base = put_base(&store, &examples.join("base")).await;
+        let train = put_data(&store, &examples.join("games/train.jsonl"), 32).await;
+        let eval = put_data(&store, &examples.join("games/validation.jsonl"), 6).await;
+        let coordinator = Coordinator::start(&url).await;
+        Self { dir, store, coordinator, base, train, eval }
+    }
+
+    /// A job of so many small steps.
+    pub fn spec(&self, steps: u64) -> pb::JobSpec {
+        let data = |digest: &Digest| pb::DataRef { source: "data.jsonl".into(), sha256: digest.to_string() };
+        let mut spec = pb::JobSpec {
+            display_name: "test".into(),
+            base: Some(pb::BaseRef { source: "./base".into(), sha256: self.base.to_string() }),
+            data: Some(pb::DataSpec { train: Some(data(&self.train)), eval: Some(data(&self.eval)) }),
+            adapter: Some(pb::AdapterSpec { rank: 4, ..Default::default() }),
+            train: Some(pb::TrainSpec {
+                length: Some(pb::train_spec::Length::Steps(steps)),
+                global_batch: 6,
+                max_length: 96,
+                ..Default::default()
+            }),
+            eval: Some(pb::EvalSpec {
+                every: 3,
+                prompts: vec!["Describe the Debian package chess".into()],
+                max_new_tokens: 5,
+            }),
+            checkpoint: Some(pb::CheckpointSpec { every: 2, keep: 3 }),
+            workers: Some(pb::WorkersSpec { min: 1, max: 3 }),
+            ..Default::default()
+        };
+        fill_defaults(&mut spec);
+        spec
+    }
+
+    /// The file of a checkpoint in the store.
+    pub fn file(&self, checkpoint: &pb::Checkpoint, name: &str) -> PathBuf {
+        self.dir.path().join("store").join(&checkpoint.name).join(name)
+    }
+}
+
+async fn put_base(store: &Store, dir: &Path) -> Digest {
+    let mut files = BTreeMap::new();
+    let mut contents = Vec::new();
+    for name in base_files(dir).unwrap() {
+        let bytes = std::fs::read(dir.join(&name)).unwrap();
+        let name: lorafleet_store::FileName = name.parse().unwrap();
+        files.insert(name.clone(), Digest::of(&bytes));
+        contents.push((name, bytes));
+    }
+    let sums = Sums::new(files).unwrap();
+    let digest = sums.digest();
+    for (name, bytes) in contents {
+        store.put(&layout::base_file(&digest, &name), bytes.into()).await.unwrap();
+    }
+    store.put(&layout::base_sums(&digest), sums.to_text().into()).await.unwrap();
+    digest
+}
+
+async fn put_data(store: &Store, file: &Path, lines: usize) -> Digest {
+    let text = std::fs::read_to_string(file).unwrap();
+    let text: String = text.lines().take(lines).flat_map(|line| [line, "\n"]).collect();
+    let digest = Digest::of(text.as_bytes());
+    store.put(&layout::dataset(&digest), text.into()).await.unwrap();
+    digest
+}
+
+/// A fence of the attempt.
+pub fn fence(attempt: u32) -> pb::Fence {
+    pb::Fence { attempt, generation: 1, generation_id: format!("{attempt:016x}") }
+}
