@@ -157,7 +157,7 @@ mod tests {
     #[tokio::test]
     async fn an_attempt_has_a_deadline_and_a_refusal_is_final() {
         let retry = Retry { attempt_limit: Duration::from_millis(1), ..Retry::never() };
-        let error = retry.run("read", &path(), || std::future::pending::<object_store::Result<()>>()).await;
+        let error = retry.run("read", &path(), std::future::pending::<object_store::Result<()>>).await;
         assert!(error.unwrap_err().to_string().contains("no answer"));
         let denied = || object_store::Error::PermissionDenied { path: "a/b".into(), source: "no".into() };
         let tries = Cell::new(0);

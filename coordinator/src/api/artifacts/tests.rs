@@ -52,7 +52,7 @@ fn header(artifact: pb::ArtifactRef, size_bytes: u64) -> pb::upload_file_request
 
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = pb::upload_file_request::Part> {
     let chunks: Vec<Vec<u8>> = bytes.chunks(CHUNK).map(<[u8]>::to_vec).collect();
-    chunks.into_iter().map(|chunk| pb::upload_file_request::Part::Chunk(chunk.into()))
+    chunks.into_iter().map(pb::upload_file_request::Part::Chunk)
 }
 
 impl Fixture {
@@ -140,7 +140,7 @@ async fn the_protocol_is_enforced() {
         let status = at.send(parts).await.unwrap_err();
         assert_eq!(wrong_field(&status), "header.size_bytes", "{announced}");
     }
-    let large = pb::upload_file_request::Part::Chunk(vec![b' '; CHUNK + 1].into());
+    let large = pb::upload_file_request::Part::Chunk(vec![b' '; CHUNK + 1]);
     let status = at.send([header(to(), 2 << 20), large]).await.unwrap_err();
     assert_eq!(wrong_field(&status), "chunk");
     let escape = at.upload(base_file(&digest, "../../x", &digest.to_string()), b"x").await.unwrap_err();
