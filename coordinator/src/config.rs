@@ -9,7 +9,7 @@ use crate::{db::DbConfig, leader::LeaderConfig};
 
 /// Runs jobs on a fleet of workers: the API, the queue and the scheduler of lorafleet.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "lorafleet-coordinator", version, about)]
+#[command(name = "lorafleet-coordinator", version, about, args_override_self = true)]
 pub struct Config {
     /// Where the gRPC API listens.
     #[arg(long, env = "LORAFLEET_LISTEN", default_value = "127.0.0.1:7400")]

@@ -76,7 +76,8 @@ pub async fn connect(config: &DbConfig) -> Result<PgPool, StartError> {
         .connect_lazy_with(options(&config.url)?);
     let direct = config.direct_url.as_deref().unwrap_or(&config.url);
     let mut connection = connect_patiently(&options(direct)?, config.connect_timeout).await?;
-    sqlx::migrate!("../migrations").run(&mut connection).await?;
+    // Not `run`, which takes an `Acquire<'_>`: this future must be `Send` for any lifetime, to be spawned.
+    sqlx::migrate!("../migrations").run_direct(None, &mut connection, false).await?;
     Ok(pool)
 }
 

@@ -111,6 +111,17 @@ impl Hub {
         std::mem::take(&mut self.lock().heard).into_iter().collect()
     }
 
+    /// Tells all other members of a gang that are connected here. A full outbox passes it over: what matters is said
+    /// again to whoever asks again.
+    pub fn tell_others(&self, sender: WorkerId, job: JobId, fence: &Fence, message: &pb::CoordinatorMessage) {
+        let place = (job, fence.clone());
+        for (worker, connection) in &self.lock().by_worker {
+            if *worker != sender && connection.running.contains(&place) {
+                let _ = connection.outbox.try_send(Ok(message.clone()));
+            }
+        }
+    }
+
     /// A worker's lease has ended: it is told, and its stream ends.
     pub fn disown(&self, worker: WorkerId) {
         let mut connections = self.lock();

@@ -121,7 +121,11 @@ impl Intake<'_> {
             Fenced::Done(news) => {
                 metrics::steps(news.steps, news.tokens);
                 self.hub.job_changed(job);
-                Ok(vec![Down::ProgressAck(pb::ProgressAck { job: job.name(), step })])
+                // Every member keeps points until it knows that they are stored, so all are told.
+                let ack = Down::ProgressAck(pb::ProgressAck { job: job.name(), step });
+                let message = pb::CoordinatorMessage { message: Some(ack.clone()) };
+                self.hub.tell_others(self.worker, job, &fence, &message);
+                Ok(vec![ack])
             }
         }
     }
@@ -171,6 +175,8 @@ impl Intake<'_> {
         self.hub.want_scheduler();
         self.hub.want_dispatch();
         let mut answers = match done {
+            // That it has stopped is what a stale worker should say.
+            Fenced::Stale if matches!(outcome, pb::finished::Outcome::Stopped(_)) => Vec::new(),
             Fenced::Stale => self.refuse("finished", job, &fence).await?,
             Fenced::Done(()) => {
                 info!(%job, %fence, worker = %self.worker, "member finished");

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test` and `bench`.
+//! The project's own commands: `cargo xtask demo`, `test`, `bench` and `sqlx`.
 
 mod bench;
 mod command;
@@ -6,6 +6,7 @@ mod counts;
 mod demo;
 mod fleet;
 mod prerequisites;
+mod sqlx;
 mod test;
 mod workspace;
 
@@ -28,6 +29,8 @@ enum Command {
     Test(test::Args),
     /// Measure something and write it down in docs/benchmarks.md.
     Bench(bench::Args),
+    /// Check every query against the schema and renew .sqlx.
+    Sqlx(sqlx::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Sqlx(args) => sqlx::run(&args),
     };
     match outcome {
         Ok(code) => code,

@@ -1,0 +1,13 @@
+//! The coordinator over a real Postgres and real gRPC on loopback, with simulated workers.
+
+mod bed;
+mod worker;
+
+mod cancel;
+mod fencing;
+mod jobs_api;
+mod leases;
+mod life;
+mod outages;
+mod race;
+mod watch;
