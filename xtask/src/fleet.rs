@@ -18,8 +18,8 @@ use crate::{
 
 /// A first start makes a database.
 const START_LIMIT: Duration = Duration::from_secs(180);
-/// Workers drain first.
-const STOP_LIMIT: Duration = Duration::from_secs(120);
+/// Workers drain first, by their own limit.
+const STOP_LIMIT: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Builds the three binaries, with cargo's own progress.

@@ -11,6 +11,17 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
+/// What a local fleet must not take from the environment: it has its own database, store and addresses.
+const NOT_OURS: [&str; 7] = [
+    "LORAFLEET_DATABASE_DIRECT_URL",
+    "LORAFLEET_WORKER_STORE",
+    "LORAFLEET_COLLECTIVE_ADVERTISE",
+    "LORAFLEET_WORKER_DEVICE",
+    "LORAFLEET_WORKERS_ON_MACHINE",
+    "DATABASE_URL",
+    "PGHOST",
+];
+
 /// How to start a program.
 #[derive(Debug, Clone)]
 pub struct Program {
@@ -47,6 +58,7 @@ impl Program {
             .open(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
         let mut command = Command::new(&self.binary);
+        NOT_OURS.iter().for_each(|name| drop(command.env_remove(name)));
         command
             .args(&self.args)
             .envs(self.env.iter().cloned())

@@ -65,6 +65,11 @@ impl DataDir {
         self.path.join("postgres")
     }
 
+    /// Where workers keep what they fetched from the store.
+    pub fn worker_cache(&self) -> PathBuf {
+        self.path.join("cache")
+    }
+
     /// The object store's URL.
     ///
     /// # Errors

@@ -1,11 +1,14 @@
 //! Which programs make a local fleet, with which arguments.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 
 use super::{Args, child::Program, data_dir::DataDir, ports::free_port};
 use crate::cli::DEFAULT_PORT;
+
+/// Workers that are told to stop finish a step and write a checkpoint within this time, or give up.
+pub const WORKER_DRAIN_LIMIT: Duration = Duration::from_secs(120);
 
 /// The programs of a local fleet. Every listener is on the loopback interface.
 #[derive(Debug)]
@@ -25,7 +28,12 @@ impl Plan {
     /// # Errors
     /// When the port asked for is taken, or a binary is not beside this one.
     pub fn new(args: &Args, dir: &DataDir, database_url: String) -> anyhow::Result<Self> {
-        let (port, metrics_port) = (free_port(args.port)?, free_port(0)?);
+        let port = free_port(args.port)?;
+        // Beside the API's port where that is chosen, so that a scraper finds it again.
+        let metrics_port = match args.port.checked_add(1) {
+            Some(next) if args.port > 0 => free_port(next).or_else(|_| free_port(0))?,
+            _ => free_port(0)?,
+        };
         let local = |port: u16| format!("127.0.0.1:{port}");
         let coordinator = Program {
             name: "coordinator".to_owned(),
@@ -43,28 +51,17 @@ impl Plan {
             log: dir.rotate_log("coordinator")?,
         };
         let binary = sibling("lorafleet-worker")?;
-        let threads = args.threads();
+        let (url, threads) = (format!("http://{}", local(port)), args.threads());
+        let (cache, drain) = (dir.worker_cache(), format!("{}s", WORKER_DRAIN_LIMIT.as_secs()));
         let worker = |index: u16| -> anyhow::Result<Program> {
             let name = format!("worker-{index}");
-            let args = [
-                "--coordinator",
-                &format!("http://{}", local(port)),
-                "--name",
-                &name,
-                "--threads",
-                &threads.to_string(),
-                "--listen",
-                &local(0),
-                "--metrics-listen",
-                &local(free_port(0)?),
-            ];
-            Ok(Program {
-                args: strings(&args),
-                log: dir.rotate_log(&name)?,
-                name,
-                binary: binary.clone(),
-                env: Vec::new(),
-            })
+            let any = local(0);
+            let mut args =
+                strings(&["--coordinator", &url, "--name", &name, "--threads", &threads.to_string()]);
+            args.extend(strings(&["--listen", &any, "--metrics-listen", &any, "--health-listen", &any]));
+            args.extend(strings(&["--drain-limit", &drain, "--cache-dir"]));
+            args.push(cache.to_str().context("the data folder's path is not UTF-8")?.to_owned());
+            Ok(Program { args, log: dir.rotate_log(&name)?, name, binary: binary.clone(), env: Vec::new() })
         };
         let workers = (0..args.workers).map(worker).collect::<anyhow::Result<_>>()?;
         Ok(Self { coordinator, workers, port, metrics_port, threads })

@@ -15,13 +15,13 @@ use super::{
     child::{Child, Program},
     data_dir::DataDir,
     health,
-    services::Plan,
+    services::{Plan, WORKER_DRAIN_LIMIT},
 };
 
 /// Each part has this long to say that it can work.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// Workers finish a step and write a checkpoint.
-const WORKER_STOP_LIMIT: Duration = Duration::from_secs(60);
+/// Workers end by their own limit before this.
+const WORKER_STOP_LIMIT: Duration = Duration::from_secs(WORKER_DRAIN_LIMIT.as_secs() + 15);
 /// The coordinator ends its streams.
 const COORDINATOR_STOP_LIMIT: Duration = Duration::from_secs(20);
 /// Waits before a program that died is started again: doubled each time, from the first to the longest.
@@ -96,7 +96,8 @@ impl<'a> Supervisor<'a> {
         let outcome = match self.start().await {
             Ok(true) => {
                 eprintln!("{}", self.plan.banner(self.dir));
-                self.keep_running().await
+                self.keep_running().await;
+                Ok(())
             }
             Ok(false) => Ok(()),
             Err(error) => Err(error),
@@ -159,16 +160,19 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Starts again what dies, until told to stop.
-    async fn keep_running(&mut self) -> anyhow::Result<()> {
+    async fn keep_running(&mut self) {
         let mut stop = self.stop.clone();
         loop {
             let due = self.slots.iter().filter(|slot| slot.child.is_none()).map(|slot| slot.due).min();
             tokio::select! {
-                _ = stop.wait_for(|&count| count > 0) => return Ok(()),
+                _ = stop.wait_for(|&count| count > 0) => return,
                 (index, status) = next_end(&mut self.slots) => self.slots[index].ended(&status),
                 () = sleep_until(due) => self.start_due(),
             }
-            self.write_state()?;
+            // It tells other programs what runs; the fleet does not need it.
+            if let Err(error) = self.write_state() {
+                eprintln!("warning: {error:#}");
+            }
         }
     }
 

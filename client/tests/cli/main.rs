@@ -1,5 +1,7 @@
 //! The `lorafleet` command against a scripted coordinator: what it sends, what it prints, how it exits.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests: what is unexpected in them fails the test.
+
 mod artifacts;
 mod coordinator;
 mod errors;
