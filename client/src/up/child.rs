@@ -58,7 +58,9 @@ impl Program {
             .open(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
         let mut command = Command::new(&self.binary);
-        NOT_OURS.iter().for_each(|name| drop(command.env_remove(name)));
+        for name in NOT_OURS {
+            command.env_remove(name);
+        }
         command
             .args(&self.args)
             .envs(self.env.iter().cloned())
