@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 
-use super::{Args, child::Program, data_dir::DataDir, ports::free_port};
+use super::{Args, child::Program, data_dir::DataDir, ports::Ports};
 use crate::cli::DEFAULT_PORT;
 
 /// Workers that are told to stop finish a step and write a checkpoint within this time, or give up.
@@ -17,23 +17,17 @@ pub struct Plan {
     pub coordinator: Program,
     /// The workers.
     pub workers: Vec<Program>,
-    port: u16,
-    metrics_port: u16,
+    ports: Ports,
     threads: u16,
 }
 
 impl Plan {
-    /// Chooses ports and writes the command lines.
+    /// Writes the command lines.
     ///
     /// # Errors
-    /// When the port asked for is taken, or a binary is not beside this one.
-    pub fn new(args: &Args, dir: &DataDir, database_url: String) -> anyhow::Result<Self> {
-        let port = free_port(args.port)?;
-        // Beside the API's port where that is chosen, so that a scraper finds it again.
-        let metrics_port = match args.port.checked_add(1) {
-            Some(next) if args.port > 0 => free_port(next).or_else(|_| free_port(0))?,
-            _ => free_port(0)?,
-        };
+    /// When a binary is not beside this one.
+    pub fn new(args: &Args, ports: Ports, dir: &DataDir, database_url: String) -> anyhow::Result<Self> {
+        let Ports { api: port, metrics: metrics_port } = ports;
         let local = |port: u16| format!("127.0.0.1:{port}");
         let coordinator = Program {
             name: "coordinator".to_owned(),
@@ -64,12 +58,12 @@ impl Plan {
             Ok(Program { args, log: dir.rotate_log(&name)?, name, binary: binary.clone(), env: Vec::new() })
         };
         let workers = (0..args.workers).map(worker).collect::<anyhow::Result<_>>()?;
-        Ok(Self { coordinator, workers, port, metrics_port, threads })
+        Ok(Self { coordinator, workers, ports, threads })
     }
 
     /// Where clients reach the coordinator.
     pub fn coordinator_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://127.0.0.1:{}", self.ports.api)
     }
 
     /// What is running, for people.
@@ -80,7 +74,7 @@ impl Plan {
         } else {
             format!("{} threads each", self.threads)
         };
-        let option = match self.port {
+        let option = match self.ports.api {
             DEFAULT_PORT => String::new(),
             _ => format!(" --coordinator {}", self.coordinator_url()),
         };
@@ -95,7 +89,7 @@ impl Plan {
 start a job with: lorafleet{option} submit FILE --watch
 stop with Ctrl-C; jobs go on when it is started again",
             self.coordinator_url(),
-            self.metrics_port,
+            self.ports.metrics,
             names.join(", "),
         )
     }
