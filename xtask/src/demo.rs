@@ -1,6 +1,10 @@
 //! `cargo xtask demo`: a real adapter, trained by a real fleet, from one command.
 
-use std::{fs, process::ExitCode, time::Instant};
+use std::{
+    fs,
+    process::{ExitCode, Stdio},
+    time::Instant,
+};
 
 use anyhow::{Context as _, bail};
 
@@ -29,19 +33,22 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let fleet = fleet::Fleet::start(&demo.join("fleet"), args.workers)?;
     let job = root().join("examples/games.yaml");
     eprintln!("\nsubmitting {}", job.display());
-    let status = fleet
+    // Its progress is shown as it comes; what the job came to is kept until all else has been said.
+    let submit = fleet
         .lorafleet()
         .arg("submit")
         .arg(&job)
         .args(["--watch", "--download"])
         .arg(&adapter)
-        .status()
+        .stderr(Stdio::inherit())
+        .output()
         .context("cannot start `lorafleet submit`")?;
-    eprintln!();
     fleet.stop()?;
-    if !status.success() {
+    let summary = String::from_utf8_lossy(&submit.stdout);
+    println!("\n{}", summary.trim_end());
+    if !submit.status.success() {
         bail!("the demo's job did not succeed; logs are in {}", demo.join("fleet/logs").display());
     }
-    eprintln!("the demo took {} s after the build; nothing is left running", start.elapsed().as_secs());
+    eprintln!("\nthe demo took {} s after the build; nothing is left running", start.elapsed().as_secs());
     Ok(ExitCode::SUCCESS)
 }
