@@ -7,7 +7,10 @@ use crate::show::{Table, age, bytes, worker_state_name};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print JSON.
+    /// Also those that are gone.
+    #[arg(long)]
+    all: bool,
+    /// Print JSON: all of them.
     #[arg(long)]
     json: bool,
 }
@@ -18,12 +21,24 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
         output::json(&pb::ListWorkersResponse { workers, ..Default::default() })?;
         return Ok(Exit::Done);
     }
-    if workers.is_empty() {
-        eprintln!("no worker has registered yet");
-        return Ok(Exit::Done);
+    let (gone, live): (Vec<_>, Vec<_>) =
+        workers.into_iter().partition(|worker| worker.state() == pb::WorkerState::Gone);
+    let hidden = if args.all { 0 } else { gone.len() };
+    let shown = if args.all { [live, gone].concat() } else { live };
+    if shown.is_empty() {
+        eprintln!("no worker is in the fleet now");
+    } else {
+        output::line(&table(&shown).to_string())?;
     }
+    if hidden > 0 {
+        eprintln!("{hidden} more {} gone: --all shows them", if hidden == 1 { "is" } else { "are" });
+    }
+    Ok(Exit::Done)
+}
+
+fn table(workers: &[pb::Worker]) -> Table {
     let mut table = Table::new(&["WORKER", "STATE", "DEVICE", ">THREADS", ">MEMORY", ">SINCE", "JOBS"]);
-    for worker in &workers {
+    for worker in workers {
         let resources = worker.resources.clone().unwrap_or_default();
         let jobs: Vec<_> = worker.jobs.iter().map(|job| short_id(job)).collect();
         table.row(vec![
@@ -36,6 +51,5 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
             jobs.join(" "),
         ]);
     }
-    output::line(&table.to_string())?;
-    Ok(Exit::Done)
+    table
 }

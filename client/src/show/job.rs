@@ -44,7 +44,7 @@ fn attempt_state_name(state: pb::AttemptState) -> &'static str {
 /// One event of a job's history on one line.
 pub fn event_line(event: &pb::JobEvent) -> String {
     let attempt = if event.attempt > 0 { format!(" [attempt {}]", event.attempt) } else { String::new() };
-    format!("{}  {:<12}{}{attempt}", clock(event.time.as_ref()), event.kind, event.message)
+    format!("{}  {:<12} {}{attempt}", clock(event.time.as_ref()), event.kind, event.message)
 }
 
 /// All about one job, a fact a line.

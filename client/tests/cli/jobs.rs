@@ -87,7 +87,7 @@ async fn logs_are_events() {
     }];
     let coordinator = Coordinator::start(state).await;
     let ran = lorafleet(&coordinator, &["logs", "b"]).await;
-    assert_eq!(ran.stdout, "01:02:03  created     stored\n");
+    assert_eq!(ran.stdout, "01:02:03  created      stored\n");
     let ran = lorafleet(&coordinator, &["logs", "b", "--json"]).await;
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(json["time"], "1970-01-01T01:02:03+00:00");
@@ -103,6 +103,8 @@ async fn workers_and_checkpoints_are_tables() {
         jobs: vec!["jobs/b".into()],
         ..Default::default()
     }];
+    state.workers.push(pb::Worker { name: "workers/worker-9".into(), ..state.workers[0].clone() });
+    state.workers[1].set_state(pb::WorkerState::Gone);
     state.checkpoints = vec![pb::Checkpoint {
         name: "jobs/b/checkpoints/0000000007-0001-0001-ab".into(),
         step: 7,
@@ -116,6 +118,9 @@ async fn workers_and_checkpoints_are_tables() {
         "{}",
         ran.stdout
     );
+    assert!(!ran.stdout.contains("worker-9") && ran.stderr.contains("1 more is gone"), "{}", ran.stderr);
+    let ran = lorafleet(&coordinator, &["workers", "--all"]).await;
+    assert!(ran.stdout.contains("worker-9  gone"), "{}", ran.stdout);
     let ran = lorafleet(&coordinator, &["checkpoints", "b"]).await;
     assert!(ran.stdout.contains("0000000007-0001-0001-ab     7"), "{}", ran.stdout);
     assert!(ran.stdout.contains("final"), "{}", ran.stdout);
