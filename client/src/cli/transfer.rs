@@ -21,8 +21,8 @@ impl Transfer {
         let bar =
             ProgressBar::with_draw_target((size > 0).then_some(size), target).with_message(what.to_owned());
         let template = match size {
-            0 => "  {msg}  {bytes}",
-            _ => "  {msg}  [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}",
+            0 => "  {msg}  {decimal_bytes}",
+            _ => "  {msg}  [{bar:30}] {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));

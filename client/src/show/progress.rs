@@ -51,6 +51,8 @@ impl Progress {
                 why => format!("{} is {}: {why}", job.name, state_name(job.state())),
             };
             self.wait(waiting);
+        } else if job.state() == pb::JobState::Running && job.step == 0 {
+            self.wait(format!("{} loads base and data, and evaluates", job.name));
         } else {
             self.waiting.clear();
         }

@@ -108,7 +108,7 @@ fn whereabouts(job: &pb::Job, adapter: &Adapter<'_>) -> Vec<String> {
     match adapter {
         Adapter::Downloaded(folder) => vec![format!("  {:<16}{}", "adapter in", folder.display())],
         Adapter::Stored => vec![
-            format!("  {:<16}lorafleet download {id} DIR", "get the adapter"),
+            format!("  {:<16}lorafleet download {id} DIR", "download"),
             format!("  {:<16}lorafleet generate {id} --prompt \"…\"", "try it"),
         ],
     }

@@ -133,3 +133,61 @@ fn die_with_us(command: &mut Command) {
 
 #[cfg(not(target_os = "linux"))]
 fn die_with_us(_command: &mut Command) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, log: &std::path::Path) -> Program {
+        Program {
+            name: "shell".into(),
+            binary: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: vec![("GREETING".into(), "hello".into())],
+            log: log.to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn output_goes_to_the_log_and_its_end_can_be_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let program =
+            shell("for i in $(seq 30); do echo line $i; done; echo $GREETING >&2", &dir.path().join("log"));
+        let mut child = program.start().unwrap();
+        assert!(child.ended().await.unwrap().success());
+        let tail = program.log_tail();
+        assert_eq!(tail.lines().filter(|line| !line.is_empty()).count(), 15);
+        assert!(tail.ends_with("| line 30\n  | hello"), "{tail}");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_asked_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = shell("exec sleep 600", &dir.path().join("log")).start().unwrap();
+        child.ask_to_stop();
+        assert!(child.gone_within(Duration::from_secs(60)).await);
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_listen_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "trap '' TERM; echo deaf; while :; do sleep 0.05; done";
+        let program = shell(script, &dir.path().join("log"));
+        let mut child = program.start().unwrap();
+        while !program.log_tail().contains("deaf") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        child.ask_to_stop();
+        assert!(!child.gone_within(Duration::from_millis(50)).await);
+        assert!(child.ended().await.unwrap().code().is_none(), "a signal ended it");
+    }
+
+    #[test]
+    fn a_missing_binary_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let program =
+            Program { binary: "/nowhere/lorafleet-worker".into(), ..shell("", &dir.path().join("log")) };
+        let error = tokio::runtime::Runtime::new().unwrap().block_on(async { program.start() }).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/lorafleet-worker"), "{error}");
+    }
+}
