@@ -33,15 +33,6 @@ pub struct Fence {
     pub generation_id: String,
 }
 
-/// The name of a checkpoint within its job, `{step:010}-{attempt:04}-{generation:04}-{generation_id}`, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckpointName {
-    /// The last step it contains.
-    pub step: u64,
-    /// Under which it was written.
-    pub fence: Fence,
-}
-
 // === impl JobId ===
 
 impl JobId {
@@ -140,53 +131,6 @@ impl fmt::Display for Fence {
     }
 }
 
-// === impl CheckpointName ===
-
-impl CheckpointName {
-    /// Reads `jobs/{id}/checkpoints/{checkpoint}`.
-    pub fn from_name(name: &str) -> Result<(JobId, Self), NameError> {
-        let wrong = || NameError {
-            given: name.into(),
-            what: "checkpoint name",
-            form: "jobs/{id}/checkpoints/{step}-{attempt}-{generation}-{generation id}",
-        };
-        let (job, own) = name.split_once("/checkpoints/").ok_or_else(wrong)?;
-        Ok((JobId::from_name(job).map_err(|_| wrong())?, own.parse().map_err(|_| wrong())?))
-    }
-}
-
-impl FromStr for CheckpointName {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let read = || {
-            let mut parts = text.split('-');
-            let name = Self {
-                step: parts.next()?.parse().ok()?,
-                fence: Fence {
-                    attempt: parts.next()?.parse().ok()?,
-                    generation: parts.next()?.parse().ok()?,
-                    generation_id: parts.next()?.to_owned(),
-                },
-            };
-            // Only the canonical spelling: the name is also a path in the store.
-            (parts.next().is_none() && name.to_string() == text).then_some(name)
-        };
-        read().ok_or_else(|| NameError {
-            given: text.into(),
-            what: "checkpoint id",
-            form: "{step:010}-{attempt:04}-{generation:04}-{generation id}",
-        })
-    }
-}
-
-impl fmt::Display for CheckpointName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fence { attempt, generation, generation_id } = &self.fence;
-        write!(f, "{:010}-{attempt:04}-{generation:04}-{generation_id}", self.step)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,11 +140,6 @@ mod tests {
         let job = JobId::new();
         assert_eq!(JobId::from_name(&job.name()), Ok(job));
         assert!(JobId::from_name("jobs/7").is_err());
-        let name = CheckpointName { step: 50, fence: Fence::open(3) };
-        let text = format!("{}/checkpoints/{name}", job.name());
-        assert_eq!(CheckpointName::from_name(&text), Ok((job, name.clone())));
-        assert!("50-3-1-00".parse::<CheckpointName>().is_err(), "not the canonical spelling");
-        assert!(format!("{name}-x").parse::<CheckpointName>().is_err());
     }
 
     #[test]

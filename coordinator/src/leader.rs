@@ -85,6 +85,7 @@ impl Leader {
             if let Err(error) = within(self.tick(Instant::now())).await {
                 // Nothing could be seen: whoever is silent gets a whole lease once Postgres is back.
                 self.memory.leases.reset();
+                self.candidate.lost_sight();
                 warn!(%error, "scheduling paused");
             }
             let idle = tokio::time::sleep(self.config.poll);
@@ -108,6 +109,7 @@ impl Leader {
         }
         let Some(leadership) = self.candidate.campaign(&self.pool, now).await? else {
             metrics::leader(false);
+            metrics::depth(0, 0);
             self.memory = Memory { last_tick: Some(now), ..Memory::new() };
             return Ok(());
         };
@@ -180,7 +182,7 @@ impl Leader {
                 min: entry.min as usize,
                 max: entry.max as usize,
                 waited: now.duration_since(since),
-                kind: (!entry.kinds.is_empty()).then(|| entry.kinds.clone()),
+                kind: entry.kinds.split(", ").next().filter(|kind| !kind.is_empty()).map(str::to_owned),
             });
         }
         let decisions = scheduler::schedule(&queued, &fleet, self.config.gather);

@@ -63,6 +63,11 @@ impl Candidate {
         self.take_over(pool, now).await
     }
 
+    /// The row could not be seen for a while, so nobody stood still before one's eyes.
+    pub fn lost_sight(&mut self) {
+        self.watch.reset();
+    }
+
     /// Gives the leadership up, so that a standby need not wait.
     pub async fn resign(&mut self, pool: &PgPool) -> Result<(), DbError> {
         if let Some((Leadership { holder, epoch }, _)) = self.leads.take() {

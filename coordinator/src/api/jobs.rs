@@ -1,6 +1,7 @@
 //! The Jobs service: requests to rows and back; what jobs are and may do is said elsewhere.
 
 use lorafleet_proto::v1 as pb;
+use lorafleet_spec::fill_defaults;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -33,18 +34,29 @@ impl JobsService {
             text => Some(Uuid::parse_str(text).map_err(|_| ApiError::field("request_id", "is not a UUID"))?),
         };
         let mut spec = request.spec.ok_or_else(|| ApiError::field("spec", "is required"))?;
-        self.checker.check(&mut spec).await?;
-        if request.validate_only {
-            return Ok(pb::Job { spec: Some(spec), ..pb::Job::default() });
-        }
-        let new = NewJob { spec, request_id };
-        let job = match within(queue::create(&self.services.pool, &new)).await? {
-            Created::New(job) => job,
-            Created::Before(job, before) if *before == new.spec => job,
-            Created::Before(job, _) => {
-                return Err(ApiError::RequestIdUsed { request_id: request.request_id, job: job.name() });
+        fill_defaults(&mut spec);
+        let pool = &self.services.pool;
+        // A repeated request is answered from its job alone: what it names may be gone from the store by now.
+        let before = match request_id {
+            Some(id) if !request.validate_only => within(queue::by_request_id(pool, id)).await?,
+            _ => None,
+        };
+        let (job, stored) = if let Some(before) = before {
+            before
+        } else {
+            self.checker.check(&mut spec).await?;
+            if request.validate_only {
+                return Ok(pb::Job { spec: Some(spec), ..pb::Job::default() });
+            }
+            let new = NewJob { spec: spec.clone(), request_id };
+            match within(queue::create(pool, &new)).await? {
+                Created::New(job) => (job, spec.clone()),
+                Created::Before(job, stored) => (job, *stored),
             }
         };
+        if stored != spec {
+            return Err(ApiError::RequestIdUsed { request_id: request.request_id, job: job.name() });
+        }
         self.services.hub.want_scheduler();
         self.get(job).await
     }

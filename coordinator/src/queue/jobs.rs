@@ -92,15 +92,12 @@ macro_rules! select_job {
 
 /// Stores a job and its first event, in one transaction; or finds the one that the same request_id made before.
 pub async fn create(pool: &PgPool, new: &NewJob) -> Result<Created, DbError> {
-    if let Some(before) = find_request(pool, new.request_id).await? {
-        return Ok(before);
-    }
-    match insert(pool, new).await {
-        Err(error) if error.unique_violation() == Some("jobs_request_id_key") => {
-            // Another call with this request_id won the race; its row is there now.
-            find_request(pool, new.request_id).await?.ok_or(error)
+    match (insert(pool, new).await, new.request_id) {
+        (Err(error), Some(request_id)) if error.unique_violation() == Some("jobs_request_id_key") => {
+            let before = by_request_id(pool, request_id).await?;
+            before.map(|(job, spec)| Created::Before(job, Box::new(spec))).ok_or(error)
         }
-        other => other.map(Created::New),
+        (other, _) => other.map(Created::New),
     }
 }
 
@@ -124,13 +121,8 @@ async fn insert(pool: &PgPool, new: &NewJob) -> Result<JobId, DbError> {
     Ok(job)
 }
 
-async fn find_request(pool: &PgPool, request_id: Option<Uuid>) -> Result<Option<Created>, DbError> {
-    let Some(request_id) = request_id else { return Ok(None) };
-    let found = by_request_id(pool, request_id).await?;
-    Ok(found.map(|(job, spec)| Created::Before(job, Box::new(spec))))
-}
-
-async fn by_request_id(pool: &PgPool, request: Uuid) -> Result<Option<(JobId, pb::JobSpec)>, DbError> {
+/// The job that a request_id made, and its spec.
+pub async fn by_request_id(pool: &PgPool, request: Uuid) -> Result<Option<(JobId, pb::JobSpec)>, DbError> {
     let row = sqlx::query!(
         r#"select job_id, spec as "spec: Json<pb::JobSpec>" from jobs where request_id = $1"#,
         request

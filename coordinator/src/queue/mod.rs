@@ -7,8 +7,8 @@ mod snapshot;
 
 pub use attempts::{attempt_state, begin_training, close, list_attempts, loading, open_attempt};
 pub use jobs::{
-    Created, JobRow, Live, NewJob, create, exists, get, list, lock, lock_live, record_failures,
-    record_result, spec, transition,
+    Created, JobRow, Live, NewJob, by_request_id, create, exists, get, list, lock, lock_live,
+    record_failures, record_result, spec, transition,
 };
 pub use places::{Held, Member, Orphan, end_member, held, is_member, members, orphans, set_ready};
 pub use snapshot::{depth, explain, queued};

@@ -101,6 +101,11 @@ impl Bed {
         }
     }
 
+    /// Deletes the data set from the store.
+    pub async fn forget_data(&self) {
+        self.store.delete(&layout::dataset(&self.data)).await.expect("deleted");
+    }
+
     /// Waits until some coordinator schedules.
     pub async fn until_led(&self) {
         let led = "select count(*) from scheduler_lease where holder is not null";

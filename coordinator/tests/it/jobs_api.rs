@@ -27,6 +27,11 @@ async fn a_request_id_makes_one_job_however_often_and_wherever_it_is_sent() {
     assert_eq!(bed.count("select count(*) from jobs").await, 1);
     assert_eq!(bed.count("select count(*) from job_events").await, 1);
 
+    // Also when what it names is gone from the store by then.
+    bed.forget_data().await;
+    let again = b.clone().create_job(request(bed.spec(1, 1), &id)).await.expect("the same");
+    assert_eq!(again.into_inner().name, names[0]);
+
     let status = a.clone().create_job(request(bed.spec(1, 2), &id)).await.expect_err("another spec");
     assert_eq!(status.code(), Code::AlreadyExists);
     assert!(status.message().contains(&names[0]), "{}", status.message());
