@@ -1,5 +1,7 @@
 //! Every collective passes the conformance suite; and what only TCP can get wrong.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{io::Write, net::TcpStream, thread, time::Duration};
 
 use lorafleet_proto::v1 as pb;
@@ -34,7 +36,7 @@ impl TcpHarness {
 
 fn quick() -> TcpOptions {
     TcpOptions {
-        join: Duration::from_secs(10),
+        join: Duration::from_secs(5),
         ping_every: Duration::from_millis(100),
         silence: Duration::from_secs(10),
         ..TcpOptions::default()

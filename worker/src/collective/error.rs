@@ -82,7 +82,7 @@ pub enum CollectiveError {
         /// Who ended it.
         by: Peer,
         /// Whom it blames.
-        suspect: Option<Peer>,
+        suspect: Option<Box<Peer>>,
         /// Its reason.
         reason: String,
     },

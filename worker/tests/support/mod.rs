@@ -217,8 +217,13 @@ impl Coordinator {
         self.assign(job, fence, spec, gang).await;
         let mut members = Vec::new();
         for (worker, index) in gang.iter().zip(0..) {
-            self.said(worker, |up| matches!(up, Up::Ready(ready) if ready.fence.as_ref() == Some(fence)))
-                .await;
+            let first = self.said(worker, |up| match up {
+                Up::Ready(ready) => ready.fence.as_ref() == Some(fence),
+                Up::Finished(finished) => finished.fence.as_ref() == Some(fence),
+                _ => false,
+            });
+            let first = first.await;
+            assert!(matches!(first, Up::Ready(_)), "{worker} is not ready: {first:?}");
             let address = self
                 .wait(|seen| {
                     let mut all = seen.registered.values();
@@ -379,7 +384,7 @@ impl Fleet {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
         let base = put_base(&store, &examples.join("base")).await;
         let train = put_data(&store, &examples.join("games/train.jsonl"), 32).await;
-        let eval = put_data(&store, &examples.join("games/validation.jsonl"), 6).await;
+        let eval = put_data(&store, &examples.join("games/validation.jsonl"), 4).await;
         let coordinator = Coordinator::start(&url).await;
         Self { dir, store, coordinator, base, train, eval }
     }
@@ -394,8 +399,8 @@ impl Fleet {
             adapter: Some(pb::AdapterSpec { rank: 4, ..Default::default() }),
             train: Some(pb::TrainSpec {
                 length: Some(pb::train_spec::Length::Steps(steps)),
-                global_batch: 6,
-                max_length: 96,
+                global_batch: 4,
+                max_length: 48,
                 ..Default::default()
             }),
             eval: Some(pb::EvalSpec {

@@ -197,7 +197,7 @@ impl Pulse {
                 by: self.gang.peer(self.peer),
                 suspect: suspect
                     .filter(|&index| index < self.gang.world_size())
-                    .map(|index| self.gang.peer(index)),
+                    .map(|index| Box::new(self.gang.peer(index))),
                 reason,
             }),
         }
