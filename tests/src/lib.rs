@@ -1,1 +1,10 @@
-//! lorafleet: tests.
+//! The harness of the whole-system tests: a private fleet of real processes, one per test.
+
+pub mod fleet;
+pub mod job_file;
+pub mod process;
+pub mod s3;
+pub mod wait;
+
+pub use fleet::{Fleet, Options};
+pub use job_file::JobFile;
