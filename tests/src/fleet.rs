@@ -14,7 +14,7 @@ use lorafleet_proto::v1::{self as pb, fleet_client::FleetClient, jobs_client::Jo
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     job_file::JobFile,
@@ -146,9 +146,14 @@ impl Fleet {
         format!("http://127.0.0.1:{}", self.ports[at])
     }
 
+    /// A connection to the first coordinator.
+    pub async fn channel(&self) -> Result<Channel> {
+        Ok(Endpoint::from_shared(self.url(0))?.connect().await?)
+    }
+
     /// A client of the first coordinator.
     pub async fn jobs(&self) -> Result<JobsClient<Channel>> {
-        Ok(JobsClient::connect(self.url(0)).await?)
+        Ok(JobsClient::new(self.channel().await?))
     }
 
     /// Runs the command line from a directory of its own, against the first coordinator.

@@ -13,12 +13,12 @@ use tonic_reflection::pb::v1::{
 #[tokio::test(flavor = "multi_thread")]
 async fn reflection_and_health_are_on() -> Result<()> {
     let fleet = Fleet::start(Options::default()).await?;
-    let mut health = HealthClient::connect(fleet.url(0)).await?;
+    let mut health = HealthClient::new(fleet.channel().await?);
     for service in ["", "lorafleet.v1.Jobs"] {
         let status = health.check(HealthCheckRequest { service: service.into() }).await?.into_inner().status;
         assert_eq!(status, 1, "{service:?} is not SERVING");
     }
-    let mut reflection = ServerReflectionClient::connect(fleet.url(0)).await?;
+    let mut reflection = ServerReflectionClient::new(fleet.channel().await?);
     let ask = ServerReflectionRequest {
         message_request: Some(MessageRequest::ListServices(String::new())),
         ..Default::default()
