@@ -1,0 +1,9 @@
+//! The whole-system tests, in one program: each starts a fleet of its own.
+
+mod api;
+mod command_line;
+mod kill_all;
+mod no_shared_folder;
+mod polite;
+mod same_adapter;
+mod two_jobs;
