@@ -198,7 +198,12 @@ impl Fleet {
     pub async fn succeeded(&self, name: &str) -> Result<pb::Job> {
         let job = self.ended(name).await?;
         if job.state() != pb::JobState::Succeeded {
-            bail!("{name} is {}: {}\n{}", job.state().as_str_name(), job.state_message, self.history(name).await?);
+            bail!(
+                "{name} is {}: {}\n{}",
+                job.state().as_str_name(),
+                job.state_message,
+                self.history(name).await?
+            );
         }
         Ok(job)
     }
@@ -224,7 +229,8 @@ impl Fleet {
 
     /// The job's points, in order of steps.
     pub async fn points(&self, name: &str) -> Result<Vec<pb::MetricPoint>> {
-        let request = pb::ListMetricPointsRequest { parent: name.into(), page_size: 1000, ..Default::default() };
+        let request =
+            pb::ListMetricPointsRequest { parent: name.into(), page_size: 1000, ..Default::default() };
         Ok(self.jobs().await?.list_metric_points(request).await?.into_inner().points)
     }
 
@@ -260,7 +266,8 @@ impl Fleet {
 
     async fn history(&self, name: &str) -> Result<String> {
         let job = self.job(name).await?;
-        let mut text = format!("{name}: {} at step {}: {}\n", job.state().as_str_name(), job.step, job.state_message);
+        let mut text =
+            format!("{name}: {} at step {}: {}\n", job.state().as_str_name(), job.step, job.state_message);
         for event in self.events(name).await? {
             text += &format!("  {} {} {}\n", event.number, event.kind, event.message);
         }

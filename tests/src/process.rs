@@ -114,7 +114,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let dir = exe.parent().and_then(Path::parent).context("test outside a target directory")?;
     let path = dir.join(name);
     if !path.exists() {
-        bail!("{} is not built: run `cargo build --workspace --bins` (or `cargo xtask test`) first", path.display());
+        bail!(
+            "{} is not built: run `cargo build --workspace --bins` (or `cargo xtask test`) first",
+            path.display()
+        );
     }
     Ok(path)
 }

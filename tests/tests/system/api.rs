@@ -27,7 +27,9 @@ async fn reflection_and_health_are_on() -> Result<()> {
     let answer = answers.next().await.context("no answer")??.message_response.context("empty answer")?;
     let MessageResponse::ListServicesResponse(list) = answer else { panic!("unexpected {answer:?}") };
     let names: Vec<String> = list.service.into_iter().map(|s| s.name).collect();
-    for expected in ["lorafleet.v1.Jobs", "lorafleet.v1.Artifacts", "lorafleet.v1.Fleet", "grpc.health.v1.Health"] {
+    for expected in
+        ["lorafleet.v1.Jobs", "lorafleet.v1.Artifacts", "lorafleet.v1.Fleet", "grpc.health.v1.Health"]
+    {
         assert!(names.iter().any(|n| n == expected), "{expected} is not among {names:?}");
     }
     Ok(())
@@ -56,7 +58,12 @@ async fn every_mistake_of_a_spec_comes_back_with_its_field_path() -> Result<()> 
     let spec = pb::JobSpec {
         display_name: "x".into(),
         task: pb::Task::CausalLm as i32,
-        adapter: Some(pb::AdapterSpec { rank: 0, alpha: -1.0, targets: vec!["all-linear".into()], ..Default::default() }),
+        adapter: Some(pb::AdapterSpec {
+            rank: 0,
+            alpha: -1.0,
+            targets: vec!["all-linear".into()],
+            ..Default::default()
+        }),
         workers: Some(pb::WorkersSpec { min: 3, max: 2 }),
         ..Default::default()
     };

@@ -36,7 +36,8 @@ async fn two_new_workers_finish_what_two_dead_ones_began() -> Result<()> {
     let start = attempts[1].start_step;
     assert!(start >= 4 && start % 4 == 0, "it began after step {start}, which is no checkpoint");
     let points = fleet.points(&name).await?;
-    let first = points.iter().find(|p| p.attempt == 2 && p.step > 0).context("no step of the second attempt")?;
+    let first =
+        points.iter().find(|p| p.attempt == 2 && p.step > 0).context("no step of the second attempt")?;
     assert_eq!(first.step, start + 1);
     assert_eq!(done.step, 40);
     let steps: Vec<u64> = points.iter().map(|p| p.step).filter(|s| *s > 0).collect();

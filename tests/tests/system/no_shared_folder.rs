@@ -8,7 +8,8 @@ async fn data_and_base_travel_by_upload() -> Result<()> {
     let mut fleet = Fleet::start(Options { s3: true, ..Options::default() }).await?;
     fleet.start_worker("a", 1)?;
     fleet.start_worker("b", 1)?;
-    let name = fleet.submit(&JobFile { steps: 4, checkpoint_every: 2, workers: (2, 2), ..JobFile::default() })?;
+    let name =
+        fleet.submit(&JobFile { steps: 4, checkpoint_every: 2, workers: (2, 2), ..JobFile::default() })?;
     fleet.succeeded(&name).await?;
     let (folder, digest) = fleet.adapter(&name)?;
     assert!(folder.join("adapter_config.json").exists());

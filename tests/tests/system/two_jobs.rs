@@ -13,8 +13,13 @@ async fn two_jobs_run_at_the_same_time_on_two_workers() -> Result<()> {
     fleet.start_worker("a", 1)?;
     fleet.start_worker("b", 1)?;
     let [first, second] = [fleet.succeeded(&first).await?, fleet.succeeded(&second).await?];
-    let span = |job: &pb::Job| (job.start_time.map(|t| (t.seconds, t.nanos)), job.end_time.map(|t| (t.seconds, t.nanos)));
-    assert!(span(&first).0 < span(&second).1 && span(&second).0 < span(&first).1, "they ran one after the other");
+    let span = |job: &pb::Job| {
+        (job.start_time.map(|t| (t.seconds, t.nanos)), job.end_time.map(|t| (t.seconds, t.nanos)))
+    };
+    assert!(
+        span(&first).0 < span(&second).1 && span(&second).0 < span(&first).1,
+        "they ran one after the other"
+    );
     Ok(())
 }
 
