@@ -1,5 +1,7 @@
 //! The trainer's speed and memory, beside the peer's: same base, data, rank, batch, threads.
 
+use std::process::Command;
+
 use anyhow::Context as _;
 use serde_json::Value;
 
@@ -8,8 +10,8 @@ use super::{
     row::{Row, Target},
 };
 use crate::{
-    command::{cargo, output},
-    workspace::root,
+    command::{cargo, must, output},
+    workspace::{binary, root},
 };
 
 /// Into how many micro-batches a job's step is cut by default, so that a gang can share it.
@@ -68,8 +70,9 @@ impl Run {
         args.extend(["--seeds".to_owned(), seeds.to_string()]);
         args.extend(["--micro-batches".to_owned(), micro_batches.to_string()]);
         eprintln!("ours: train_speed {}", args.join(" "));
-        let mut command = cargo(&["run", "--package", "lorafleet-lora", "--example", "train_speed", "--"]);
-        let text = output(command.args(&args))?;
+        // The whole workspace, so that cargo chooses the features of the tests and compiles nothing twice.
+        must(&mut cargo(&["build", "--workspace", "--example", "train_speed"]))?;
+        let text = output(Command::new(binary("examples/train_speed")).args(&args))?;
         last_json(&text).context("train_speed did not print its figures")
     }
 

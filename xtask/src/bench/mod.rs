@@ -47,6 +47,7 @@ impl Bench {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let load = record::load();
     let rows = match args.name {
         Bench::Engine => engine::run()?,
         Bench::Quality => quality::run()?,
@@ -61,7 +62,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         println!("{}", row::table(&rows));
     }
     if !args.dry {
-        record::append(args.name.name(), &rows)?;
+        record::append(args.name.name(), &rows, load)?;
     }
     // A target that was missed is a result, not an error of the measurement.
     Ok(ExitCode::SUCCESS)
