@@ -24,6 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Answers a prompt with a base and, if given, an adapter of this machine.
     Generate(GenerateArgs),
+    /// Prints the logits of some tokens as JSON, to compare with other programs.
+    Logits(LogitsArgs),
 }
 
 /// Where training computes.
@@ -155,6 +157,20 @@ pub struct GenerateArgs {
     /// Print JSON: prompt and answer.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What to compute logits of.
+#[derive(Clone, Debug, Args)]
+pub struct LogitsArgs {
+    /// The base's folder.
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// The adapter's folder, in PEFT's format; without it the base's logits are printed.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Token ids, with commas between.
+    #[arg(long, value_delimiter = ',', required = true, value_name = "IDS")]
+    pub tokens: Vec<u32>,
 }
 
 impl ServeArgs {

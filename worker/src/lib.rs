@@ -11,6 +11,7 @@ pub mod collective;
 pub mod config;
 pub mod generate;
 pub mod health;
+pub mod logits;
 pub mod resources;
 pub mod run;
 pub mod serve;

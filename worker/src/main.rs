@@ -1,10 +1,10 @@
-//! `lorafleet-worker`: serves as a worker until SIGTERM or Ctrl-C, or answers a prompt.
+//! `lorafleet-worker`: serves as a worker until SIGTERM or Ctrl-C, or computes once.
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use lorafleet_worker::{
     config::{Cli, Command},
-    generate, serve,
+    generate, logits, serve,
 };
 
 /// Threads for the network and the store; training has its own.
@@ -12,8 +12,10 @@ const IO_THREADS: usize = 2;
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    if let Some(Command::Generate(args)) = &cli.command {
-        return generate::run(args);
+    match &cli.command {
+        Some(Command::Generate(args)) => return generate::run(args),
+        Some(Command::Logits(args)) => return logits::run(args),
+        None => {}
     }
     let args = cli.serve;
     args.check().map_err(anyhow::Error::msg)?;

@@ -2,13 +2,16 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     time::Instant,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
 
 use crate::{
+    curve::Curve,
     fleet, prerequisites,
     workspace::{root, target},
 };
@@ -43,12 +46,27 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start `lorafleet submit`")?;
+    let curve = if submit.status.success() { Some(curve(&fleet, &demo.join("loss.svg"))?) } else { None };
     fleet.stop()?;
     let summary = String::from_utf8_lossy(&submit.stdout);
     println!("\n{}", summary.trim_end());
-    if !submit.status.success() {
+    let Some(curve) = curve else {
         bail!("the demo's job did not succeed; logs are in {}", demo.join("fleet/logs").display());
-    }
+    };
+    println!("  loss curve      {}", curve.display());
     eprintln!("\nthe demo took {} s after the build; nothing is left running", start.elapsed().as_secs());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Draws the loss of the fleet's one job.
+fn curve(fleet: &fleet::Fleet, path: &Path) -> anyhow::Result<PathBuf> {
+    let read = |args: &[&str]| -> anyhow::Result<String> {
+        let output = fleet.lorafleet().args(args).stderr(Stdio::inherit()).output()?;
+        ensure!(output.status.success(), "`lorafleet {}` failed", args.join(" "));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let list: Value = serde_json::from_str(&read(&["list", "--json"])?)?;
+    let job = list["jobs"][0]["name"].as_str().context("the fleet lists no job")?.to_owned();
+    Curve::of_updates(&read(&["watch", &job, "--json"])?)?.draw("examples/games.yaml", path)?;
+    Ok(path.to_owned())
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod command;
 mod counts;
+mod curve;
 mod demo;
 mod fleet;
 mod prerequisites;
