@@ -1,6 +1,7 @@
 //! The whole-system tests, in one program: each starts a fleet of its own.
 
 mod api;
+mod bad_start;
 mod command_line;
 mod kill_all;
 mod no_shared_folder;
