@@ -32,6 +32,7 @@ pub struct Watch {
     event: u64,
     /// The last step seen; none before the first point (step 0 is one).
     step: Option<u64>,
+    /// The job was seen in a terminal state: the end of the stream is the end.
     ended: bool,
     backoff: Backoff,
     /// When the stream last brought something.
@@ -55,12 +56,14 @@ impl Client {
 }
 
 impl Watch {
-    /// The next update; none after the job in its terminal state. Reconnects when the stream breaks.
+    /// The next update; none when the stream of a job that has ended is over. Reconnects when the stream breaks.
+    ///
+    /// The stream of a job that had ended before begins with that job, too: its history and points follow.
     ///
     /// # Errors
     /// `NotFound`; `Unreachable` when the coordinator has been away for five minutes.
     pub async fn next(&mut self) -> Result<Option<Update>, ClientError> {
-        while !self.ended {
+        loop {
             match self.receive().await {
                 Ok(Some(update)) => {
                     self.alive = Instant::now();
@@ -69,13 +72,13 @@ impl Watch {
                         return Ok(Some(update));
                     }
                 }
+                Ok(None) if self.ended => return Ok(None),
                 // The server ended the stream before the job ended: it is going down.
                 Ok(None) => self.pause(&Status::unavailable("the coordinator closed the stream")).await?,
                 Err(status) if is_transient(&status) => self.pause(&status).await?,
                 Err(status) => return Err(self.client.error(&status)),
             }
         }
-        Ok(None)
     }
 
     async fn receive(&mut self) -> Result<Option<Update>, Status> {

@@ -38,6 +38,13 @@ async fn a_job_from_submit_to_an_answer() -> Result<()> {
         let output = fleet.cli(&command)?;
         assert!(output.status.success() && !output.stdout.is_empty(), "lorafleet {command:?} said nothing");
     }
+    // A job that has ended is replayed whole.
+    let replay = String::from_utf8(fleet.cli(&["watch", id, "--json"])?.stdout)?;
+    assert_eq!(
+        replay.lines().filter(|line| line.starts_with("{\"point\"")).count(),
+        5,
+        "steps 0 to 4 in {replay}"
+    );
     let prompt = "Describe the Debian package tetris: falling blocks";
     let output = fleet.cli(&["generate", id, "--prompt", prompt, "--max-new-tokens", "8"])?;
     assert!(
