@@ -29,7 +29,7 @@ pub struct Config {
     pub database_connections: u32,
 
     /// How long to try to reach Postgres at the start, as `30s` or `500ms`.
-    #[arg(long, env = "LORAFLEET_DATABASE_TIMEOUT", default_value = "30s", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_DATABASE_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration)]
     pub database_timeout: Duration,
 
     /// The object store's root: file:///path, s3://bucket/prefix, gs://…, az://…. Workers are told the same URL.
@@ -41,23 +41,23 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
 
     /// A worker that is silent for this long loses its work.
-    #[arg(long, env = "LORAFLEET_LEASE", default_value = "15s", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_LEASE", default_value = "15s", value_parser = humantime::parse_duration)]
     pub lease: Duration,
 
     /// Workers send a heartbeat this often; at most a third of the lease.
-    #[arg(long, env = "LORAFLEET_HEARTBEAT", default_value = "2s", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_HEARTBEAT", default_value = "2s", value_parser = humantime::parse_duration)]
     pub heartbeat: Duration,
 
     /// Rows are looked at this often, hint or not.
-    #[arg(long, env = "LORAFLEET_POLL", default_value = "250ms", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_POLL", default_value = "250ms", value_parser = humantime::parse_duration)]
     pub poll: Duration,
 
     /// A gang that has not loaded base and data within this time is taken apart.
-    #[arg(long, env = "LORAFLEET_LOAD_LIMIT", default_value = "30m", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_LOAD_LIMIT", default_value = "30m", value_parser = humantime::parse_duration)]
     pub load_limit: Duration,
 
     /// A job that could use more workers than it needs waits this long, so that others may share them.
-    #[arg(long, env = "LORAFLEET_GATHER", default_value = "300ms", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_GATHER", default_value = "300ms", value_parser = humantime::parse_duration)]
     pub gather: Duration,
 
     /// Threads that serve.
@@ -107,21 +107,6 @@ impl Config {
     }
 }
 
-/// Reads `500ms`, `15s`, `30m`, `2h`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let wrong = || format!("`{text}` is not a duration such as 500ms, 15s, 30m or 2h");
-    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let millis = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,9 +118,12 @@ mod tests {
 
     #[test]
     fn durations_are_read_and_others_refused() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
-        assert!(["15", "s", "1.5s", "99999999999999999999h"].iter().all(|text| duration(text).is_err()));
+        assert_eq!(parse(&["--poll", "500ms"]).poll, Duration::from_millis(500));
+        assert_eq!(parse(&["--lease", "2h"]).lease, Duration::from_secs(7200));
+        for wrong in ["15", "s", "99999999999999999999h"] {
+            let flags = ["x", "--database-url", "postgres://x", "--store", "memory://", "--lease", wrong];
+            assert!(Config::try_parse_from(flags).is_err(), "{wrong} is no duration");
+        }
     }
 
     #[test]

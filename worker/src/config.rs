@@ -81,19 +81,19 @@ pub struct ServeArgs {
     pub collective_advertise: Option<String>,
 
     /// A peer without a sign of life for this long is lost.
-    #[arg(long, env = "LORAFLEET_PEER_SILENCE", default_value = "5s", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_PEER_SILENCE", default_value = "5s", value_parser = humantime::parse_duration)]
     pub peer_silence: Duration,
 
     /// A gang's members must reach each other within this time.
-    #[arg(long, env = "LORAFLEET_JOIN_LIMIT", default_value = "60s", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_JOIN_LIMIT", default_value = "60s", value_parser = humantime::parse_duration)]
     pub join_limit: Duration,
 
     /// A peer that is alive but takes no part in a sum for this long is lost: longer than any step.
-    #[arg(long, env = "LORAFLEET_STEP_LIMIT", default_value = "30m", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_STEP_LIMIT", default_value = "30m", value_parser = humantime::parse_duration)]
     pub step_limit: Duration,
 
     /// After SIGTERM the run may take this long to reach a step boundary and write its checkpoint.
-    #[arg(long, env = "LORAFLEET_DRAIN_LIMIT", default_value = "10m", value_parser = duration)]
+    #[arg(long, env = "LORAFLEET_DRAIN_LIMIT", default_value = "10m", value_parser = humantime::parse_duration)]
     pub drain_limit: Duration,
 
     /// Keeps bases and data sets by their digest; workers may share it. Default: lorafleet/worker in the user's cache.
@@ -257,21 +257,6 @@ fn host_name() -> String {
     let allowed = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
     let name: String = name.trim().chars().filter(allowed).take(200).collect();
     if name.is_empty() { "worker".to_owned() } else { name }
-}
-
-/// Reads `500ms`, `15s`, `30m`, `2h`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let wrong = || format!("`{text}` is not a duration such as 500ms, 15s, 30m or 2h");
-    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let millis = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 #[cfg(test)]

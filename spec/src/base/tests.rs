@@ -1,3 +1,5 @@
+//! Bases read whole, and everything that can be wrong with one.
+
 use std::{fs, path::Path};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Job files read, completed and refused.
+
 use lorafleet_proto::v1::train_spec::Length as PbLength;
 use proptest::prelude::*;
 

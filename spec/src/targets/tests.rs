@@ -1,3 +1,5 @@
+//! Targets chosen by PEFT's rules.
+
 use std::{collections::BTreeMap, fs, path::Path};
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! A whole job file, judged at once.
+
 use std::{fs, path::Path};
 
 use super::*;

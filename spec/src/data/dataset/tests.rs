@@ -1,3 +1,5 @@
+//! Data sets read to tokens and labels, and the lines that are refused.
+
 use std::{
     fs::{self, File},
     io::BufReader,

@@ -1,3 +1,5 @@
+//! Chat templates rendered as transformers renders them.
+
 use super::*;
 
 fn chat() -> Chat {
