@@ -8,3 +8,4 @@ mod no_shared_folder;
 mod polite;
 mod same_adapter;
 mod two_jobs;
+mod up;
