@@ -57,6 +57,7 @@ impl Curve {
                 .configure_mesh()
                 .x_desc("step")
                 .y_desc("loss (nats a token)")
+                .x_label_formatter(&|step| format!("{step:.0}"))
                 .light_line_style(TRANSPARENT)
                 .draw()?;
             chart
@@ -67,7 +68,12 @@ impl Curve {
                 .draw_series(LineSeries::new(self.eval.iter().copied(), RED.stroke_width(2)).point_size(3))?
                 .label("evaluation")
                 .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], RED));
-            chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .background_style(WHITE)
+                .border_style(BLACK)
+                .draw()?;
             Ok(area.present()?)
         };
         draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
