@@ -18,8 +18,9 @@ impl Counts {
     pub fn of_line(line: &str) -> Option<Self> {
         let plain = without_colors(line);
         let text = plain.trim_start();
-        let list = if text.starts_with("test result: ") {
-            text.split_once(". ")?.1
+        // Not indented: nextest repeats, indented, what a failed test printed, and counts it in its summary.
+        let list = if plain.starts_with("test result: ") {
+            plain.split_once(". ")?.1
         } else if text.starts_with("Summary [") {
             text.split_once(':')?.1
         } else {
@@ -77,6 +78,11 @@ fn without_colors(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nextest_repeats_of_a_failed_test_is_not_counted_again() {
+        assert_eq!(Counts::of_line("    test result: FAILED. 0 passed; 1 failed; 0 ignored"), None);
+    }
 
     #[test]
     fn cargo_tests_result_is_read() {
