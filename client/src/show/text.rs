@@ -7,15 +7,7 @@ use pbjson_types::Timestamp;
 
 /// 1234567 → `1,234,567`.
 pub fn number(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    indicatif::HumanCount(n).to_string()
 }
 
 /// A size with three digits or so, in powers of 1000: `4.33 MB`.
