@@ -26,7 +26,7 @@ impl PackedBatch {
     /// # Errors
     /// An example's labels are not as many as its tokens, or its first token has a label.
     pub fn new(examples: &[&Example]) -> Result<Self, ModelError> {
-        Self::pack(examples.iter().map(|e| (e.tokens.as_slice(), e.labels.as_slice())))
+        Self::pack(examples.iter().map(|e| (e.tokens.as_slice(), e.labels())))
     }
 
     /// Packs pairs of tokens and labels; where `labels[i]` is set, token i is to be predicted from those before it.

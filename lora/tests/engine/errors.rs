@@ -40,7 +40,7 @@ fn a_loss_that_explodes_stops_the_job() {
 #[test]
 fn a_step_without_labels_is_refused() {
     let mut trainer = Trainer::new(base(), &job("steps: 10", "rank: 4"), 10, 0).unwrap();
-    let example = Example { tokens: vec![5, 6, 7], labels: vec![false; 3] };
+    let example = Example::causal(vec![5, 6, 7], vec![false; 3]);
     trainer.micro_batch(&[&example]).unwrap();
     let error = trainer.finish_step().unwrap_err();
     assert!(matches!(error, TrainError::NoLabels { step: 1, tokens: 3 }), "{error}");
@@ -60,9 +60,9 @@ fn no_step_follows_the_last() {
 #[test]
 fn what_does_not_fit_the_base_is_refused() {
     let mut trainer = Trainer::new(base(), &job("steps: 1", "rank: 4"), 1, 0).unwrap();
-    let long = Example { tokens: vec![5; 514], labels: [vec![false], vec![true; 513]].concat() };
+    let long = Example::causal(vec![5; 514], [vec![false], vec![true; 513]].concat());
     assert!(trainer.micro_batch(&[&long]).unwrap_err().to_string().contains("max_length"));
-    let foreign = Example { tokens: vec![5, 1 << 20, 5], labels: vec![false, false, true] };
+    let foreign = Example::causal(vec![5, 1 << 20, 5], vec![false, false, true]);
     assert!(trainer.micro_batch(&[&foreign]).unwrap_err().to_string().contains("vocabulary"));
     let too_large = Trainer::new(base(), &job("steps: 1", "rank: 4096"), 1, 0);
     let message = too_large.err().unwrap().to_string();

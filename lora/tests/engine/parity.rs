@@ -138,7 +138,7 @@ impl Case {
 
     fn check_first_gradients(&self, trainer: &mut Trainer) -> Outcome {
         trainer.micro_batch(&self.refs()).map_err(|e| e.to_string())?;
-        let labelled: usize = self.rows.iter().flat_map(|row| &row.labels).filter(|label| **label).count();
+        let labelled: usize = self.rows.iter().map(Example::labelled).sum();
         let mean: Vec<f32> = trainer.gradients().iter().map(|g| g / labelled as f32).collect();
         trainer.abandon_step();
         let file = tensors(&self.expected)?;
@@ -284,10 +284,10 @@ fn rows(file: &SafeTensors<'_>) -> Outcome<(Vec<Example>, usize)> {
         (ints("input_ids")?, ints("attention_mask")?, ints("labels")?);
     let rows = (0..ids.len() / width).map(|row| {
         let real: Vec<usize> = (row * width..(row + 1) * width).filter(|&i| mask[i] == 1).collect();
-        Example {
-            tokens: real.iter().map(|&i| ids[i] as u32).collect(),
-            labels: real.iter().map(|&i| i > row * width && labels[i] == ids[i]).collect(),
-        }
+        Example::causal(
+            real.iter().map(|&i| ids[i] as u32).collect(),
+            real.iter().map(|&i| i > row * width && labels[i] == ids[i]).collect(),
+        )
     });
     Ok((rows.collect(), width))
 }

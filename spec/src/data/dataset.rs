@@ -5,6 +5,7 @@ use std::io::BufRead;
 use lorafleet_proto::v1 as pb;
 
 use super::{
+    example::Example,
     formats::{self, Format, Row},
     mask::MaskError,
     tokenize::Tokenizer,
@@ -12,23 +13,6 @@ use super::{
 
 /// Examples that a data set may have.
 const MAX_EXAMPLES: usize = 50_000_000;
-
-/// One example, cut to the job's max_length.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Example {
-    /// At least 2 tokens.
-    pub tokens: Vec<u32>,
-    /// Whether token i is to be predicted (from what stands before it); as long as `tokens`. The first never is, at
-    /// least one is.
-    pub labels: Vec<bool>,
-}
-
-impl Example {
-    /// Tokens that carry a label.
-    pub fn labelled(&self) -> usize {
-        self.labels.iter().filter(|label| **label).count()
-    }
-}
 
 /// How a data set was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,7 +230,7 @@ impl Builder {
         }
         if labels.contains(&true) {
             self.truncated += u64::from(cut);
-            self.examples.push(Example { tokens, labels });
+            self.examples.push(Example::causal(tokens, labels));
         }
         Ok(())
     }

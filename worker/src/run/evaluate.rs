@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn every_example_is_evaluated_once() {
-        let example = |length: usize| Example { tokens: vec![1; length], labels: vec![true; length] };
+        let example = |length: usize| Example::causal(vec![1; length], vec![true; length]);
         let examples: Vec<Example> = (2..40).map(example).collect();
         let batches = cut(&examples, 16, 4, Some(64));
         let mut lengths: Vec<usize> = batches.iter().flatten().map(|example| example.tokens.len()).collect();

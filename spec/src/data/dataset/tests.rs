@@ -49,8 +49,8 @@ fn the_example_s_data_has_the_peer_s_labels() {
     assert_eq!(eval.summary.labelled_tokens, 8291);
     assert_eq!(eval.summary.format.name(), "chat");
     for example in &eval.examples {
-        assert!(example.tokens.len() <= 256 && example.tokens.len() == example.labels.len());
-        assert!(!example.labels[0]);
+        assert!(example.tokens.len() <= 256 && example.tokens.len() == example.labels().len());
+        assert!(!example.labels()[0]);
     }
     assert_eq!(check_reader(file("train.jsonl")).unwrap(), 672);
 }
@@ -63,7 +63,7 @@ fn labels_are_the_assistant_s_words_and_the_end_of_its_turn() {
     let labelled: Vec<u32> = example
         .tokens
         .iter()
-        .zip(&example.labels)
+        .zip(example.labels())
         .filter(|(_, label)| **label)
         .map(|(token, _)| *token)
         .collect();
@@ -72,7 +72,7 @@ fn labels_are_the_assistant_s_words_and_the_end_of_its_turn() {
     assert_eq!(tokenizer.stop_ids(), [0]);
     let prompt = tokenizer.encode_prompt("Hi é😀").unwrap();
     assert!(example.tokens.starts_with(&prompt));
-    assert!(!example.labels[prompt.len() - 1] && example.labels[prompt.len()]);
+    assert!(!example.labels()[prompt.len() - 1] && example.labels()[prompt.len()]);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn white_space_after_a_turn_has_no_label() {
     let example = &dataset.examples[0];
     let last = example.tokens.len() - 1;
     assert_eq!(example.tokens[last - 1], 0);
-    assert!(example.labels[last - 1] && !example.labels[last]);
+    assert!(example.labels()[last - 1] && !example.labels()[last]);
 }
 
 #[test]
