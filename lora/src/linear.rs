@@ -104,7 +104,7 @@ impl<'a> Factors<'a> {
         layers.into_par_iter().map(|weights| weights.map(|weights| Self::of(weights, scope))).collect()
     }
 
-    fn of(LoraWeights { a, b, module }: LoraWeights<'a>, scope: Scope) -> Self {
+    fn of(LoraWeights { a, b, module, .. }: LoraWeights<'a>, scope: Scope) -> Self {
         let mut a_transposed = scope.pool.take(a.len());
         let mut b_transposed = scope.pool.take(b.len());
         transpose(a, module.in_features, &mut a_transposed);
@@ -355,7 +355,7 @@ mod tests {
     impl Fixture {
         /// All results, by the formula, in f64.
         fn plain(&self, x: &[f32], adapter: &[f32]) -> Vec<f32> {
-            let view = AdapterView { layout: &self.layout, weights: adapter };
+            let view = AdapterView::new(&self.layout, adapter);
             let mut all = Vec::new();
             for (i, w) in self.weights.iter().enumerate() {
                 let lora = view.get(&i.to_string());
@@ -383,7 +383,7 @@ mod tests {
         fn by_hand(&self) -> [Vec<f32>; 3] {
             let (pool, flops) = (Pool::default(), FlopCounter::new());
             let scope = Scope { pool: &pool, flops: &flops };
-            let view = AdapterView { layout: &self.layout, weights: &self.adapter };
+            let view = AdapterView::new(&self.layout, &self.adapter);
             let factors = Factors::prepare(self.layers.iter(), Some(&view), scope);
             let adapted: Vec<Adapted> = self.layers.iter().zip(factors.iter().map(Option::as_ref)).collect();
             let x = matrix(self.x.clone(), IN).unwrap();

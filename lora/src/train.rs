@@ -294,13 +294,9 @@ impl Trainer {
         }
     }
 
-    /// Name of the matrix that holds a value of the flat buffers.
+    /// Name of the tensor that holds a value of the flat buffers.
     fn parameter(&self, index: usize) -> String {
-        let module = self.layout().modules().iter().find(|module| module.b.end > index);
-        module.map_or_else(String::new, |module| {
-            let matrix = if module.a.contains(&index) { "lora_A" } else { "lora_B" };
-            format!("{}.{matrix}", module.module)
-        })
+        self.layout().name_at(index).unwrap_or_default()
     }
 
     /// Sets a word that the members exchange with the gradients; it must stay below 2^24.

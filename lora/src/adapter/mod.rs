@@ -94,6 +94,6 @@ impl Adapter {
 
     /// The weights with their places, for the model.
     pub fn view(&self) -> AdapterView<'_> {
-        AdapterView { layout: &self.layout, weights: &self.weights }
+        AdapterView::new(&self.layout, &self.weights)
     }
 }

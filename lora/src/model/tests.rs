@@ -53,7 +53,7 @@ fn gradients(
 ) -> (LossSum, Vec<f32>) {
     // NaN where nothing is written.
     let mut gradients = vec![f32::NAN; layout.len()];
-    let view = AdapterView { layout, weights };
+    let view = AdapterView::new(layout, weights);
     let sum = decoder.loss_and_gradients(batch, &view, &mut gradients, &FlopCounter::new()).unwrap();
     (sum, gradients)
 }
@@ -66,7 +66,7 @@ fn gradients_match_finite_differences() {
     let weights: Vec<f32> = noise(layout.len(), 1).iter().map(|x| 0.3 * x).collect();
     let (sum, gradients) = gradients(&decoder, &batch, &layout, &weights);
     let loss = |weights: &[f32]| {
-        let view = AdapterView { layout: &layout, weights };
+        let view = AdapterView::new(&layout, weights);
         decoder.loss(&batch, Some(&view), &FlopCounter::new()).unwrap().loss
     };
     assert!((loss(&weights) - sum.loss).abs() < 1e-4);
@@ -133,7 +133,7 @@ fn a_step_costs_what_a_lora_step_should() {
         let layout = layout(&decoder, &every_module(), 0..6, 16);
         let weights = noise(layout.len(), 4);
         let (flops, mut gradients) = (FlopCounter::new(), vec![0.0; layout.len()]);
-        let view = AdapterView { layout: &layout, weights: &weights };
+        let view = AdapterView::new(&layout, &weights);
         decoder.loss_and_gradients(&batch, &view, &mut gradients, &flops).unwrap();
         let frozen: usize = shape.linears.iter().map(|l| l.in_features * l.out_features).sum();
         let tokens: usize = lengths.iter().sum();
@@ -151,7 +151,7 @@ fn decoding_with_a_cache_gives_the_logits_of_the_whole() {
     let (decoder, _) = load(&base("llama-qv"));
     let layout = layout(&decoder, &every_module(), 0..2, 4);
     let weights: Vec<f32> = noise(layout.len(), 5).iter().map(|x| 0.1 * x).collect();
-    let view = AdapterView { layout: &layout, weights: &weights };
+    let view = AdapterView::new(&layout, &weights);
     let tokens: Vec<u32> = (0..17).map(|i| i * 11 % 199).collect();
     let whole = decoder.logits(&PackedBatch::unlabelled([tokens.as_slice()]), Some(&view)).unwrap();
     let mut cache = decoder.new_cache(17);
@@ -185,7 +185,7 @@ fn what_does_not_fit_is_refused() {
     let mut layout = Layout::new();
     layout.push("model.layers.0.self_attn.q_proj", 48, 49, 2, 1.0);
     let weights = vec![0.0; layout.len()];
-    let view = AdapterView { layout: &layout, weights: &weights };
+    let view = AdapterView::new(&layout, &weights);
     let error = decoder.loss(&batch(199, &[4], 1), Some(&view), &FlopCounter::new()).unwrap_err().to_string();
     assert!(error.contains("q_proj") && error.contains("(48, 49)"), "{error}");
 }
