@@ -6,6 +6,7 @@ use super::ModelError;
 use super::cache::LayerCache;
 use crate::linear::{Adapted, Factors, FrozenLinear, Output, forward};
 use crate::ops::attention::{self, Heads, Span};
+use crate::ops::rms_norm::Weight;
 use crate::ops::rope::{RopeTable, Turn, rotate};
 use crate::ops::{OpError, Scope, rms_norm, swiglu};
 
@@ -115,7 +116,8 @@ impl Block {
     ) -> Result<(Tensor, Saved), ModelError> {
         let scope = pass.scope;
         let at = |slot| self.adapted(factors, slot);
-        let (h, attention_rstd) = rms_norm::forward(&x, &self.attention_norm, pass.eps, scope)?;
+        let (h, attention_rstd) =
+            rms_norm::forward(&x, Weight::plain(&self.attention_norm), pass.eps, None, scope)?;
         let [q, k, v] = outputs(forward(&h, &[at(Slot::Q), at(Slot::K), at(Slot::V)], None, scope)?);
         scope.pool.recycle(h)?;
         let turned = rotate(q.y, pass.positions, pass.rope, Turn::Forward)?;
@@ -131,7 +133,7 @@ impl Block {
         };
         let [o] = outputs(forward(&attended, &[at(Slot::O)], Some(&x), scope)?);
         let mid = o.y;
-        let (h, mlp_rstd) = rms_norm::forward(&mid, &self.mlp_norm, pass.eps, scope)?;
+        let (h, mlp_rstd) = rms_norm::forward(&mid, Weight::plain(&self.mlp_norm), pass.eps, None, scope)?;
         let [gate, up] = outputs(forward(&h, &[at(Slot::Gate), at(Slot::Up)], None, scope)?);
         scope.pool.recycle(h)?;
         let act = swiglu::forward(&gate.y, &up.y, scope)?;

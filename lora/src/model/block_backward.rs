@@ -6,6 +6,7 @@ use super::ModelError;
 use super::block::{Block, BlockFactors, Pass, Saved, Slot};
 use crate::linear::{Upstream, backward_input, backward_weights};
 use crate::ops::attention_backward::{self, Gradients};
+use crate::ops::rms_norm::Weight;
 use crate::ops::rope::{Turn, rotate};
 use crate::ops::{rms_norm, swiglu};
 
@@ -119,7 +120,7 @@ impl Block {
             [self.upstream(factors, Slot::Gate, &dgate, lows), self.upstream(factors, Slot::Up, &dup, lows)];
         let (dh, reduced) = backward_input(&layers, until > Until::GateUp, scope)?;
         if layers.iter().any(|l| l.layer.1.is_some()) {
-            let h = rms_norm::again(&mid, &self.mlp_norm, &rstd, scope)?;
+            let h = rms_norm::again(&mid, Weight::plain(&self.mlp_norm), &rstd, scope)?;
             backward_weights(&layers, reduced, &h, gradients, scope)?;
             scope.pool.recycle(h)?;
         }
@@ -127,7 +128,8 @@ impl Block {
         scope.pool.recycle(dup)?;
         let d = match dh {
             Some(dh) => {
-                let d = rms_norm::backward(&mid, &self.mlp_norm, &rstd, &dh, d)?;
+                let w = Weight::plain(&self.mlp_norm);
+                let d = rms_norm::backward(&mid, w, &rstd, &dh, Some(d), None, scope)?;
                 scope.pool.recycle(dh)?;
                 d
             }
@@ -170,7 +172,7 @@ impl Block {
         ];
         let (dh, reduced) = backward_input(&layers, until > Until::Qkv, scope)?;
         if layers.iter().any(|l| l.layer.1.is_some()) {
-            let h = rms_norm::again(at.x, &self.attention_norm, at.rstd, scope)?;
+            let h = rms_norm::again(at.x, Weight::plain(&self.attention_norm), at.rstd, scope)?;
             backward_weights(&layers, reduced, &h, gradients, scope)?;
             scope.pool.recycle(h)?;
         }
@@ -179,7 +181,8 @@ impl Block {
         }
         match dh {
             Some(dh) => {
-                let d = rms_norm::backward(at.x, &self.attention_norm, at.rstd, &dh, d)?;
+                let w = Weight::plain(&self.attention_norm);
+                let d = rms_norm::backward(at.x, w, at.rstd, &dh, Some(d), None, scope)?;
                 scope.pool.recycle(dh)?;
                 Ok(d)
             }

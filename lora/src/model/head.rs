@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::ModelError;
 use crate::linear::FrozenLinear;
+use crate::ops::rms_norm::Weight;
 use crate::ops::{Scope, cross_entropy, into_vec, matrix, rms_norm, view};
 
 const OP: &str = "loss";
@@ -74,9 +75,8 @@ impl Head {
             self.linear.project_back(&logits, &mut dh, scope);
             scope.pool.put(logits);
             let dh = matrix(dh, hidden)?;
-            let mut d = scope.pool.take(rows.len() * hidden);
-            d.fill(0.0);
-            let d = rms_norm::backward(&gathered, &self.norm, &rstd, &dh, matrix(d, hidden)?)?;
+            let w = Weight::plain(&self.norm);
+            let d = rms_norm::backward(&gathered, w, &rstd, &dh, None, None, scope)?;
             for (&row, d) in rows.iter().zip(view(OP, &d)?.chunks_exact(hidden)) {
                 dx[row as usize * hidden..][..hidden].copy_from_slice(d);
             }
@@ -99,7 +99,7 @@ impl Head {
             }
         }
         let gathered = matrix(gathered, hidden)?;
-        let (h, rstd) = rms_norm::forward(&gathered, &self.norm, self.eps, scope)?;
+        let (h, rstd) = rms_norm::forward(&gathered, Weight::plain(&self.norm), self.eps, None, scope)?;
         Ok((h, gathered, rstd))
     }
 }

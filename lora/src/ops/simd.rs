@@ -117,23 +117,6 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     sum_lanes(lanes)
 }
 
-/// `Σ x·y·z`, lane by lane; the slices are equally long.
-#[inline(always)]
-pub(crate) fn dot3(x: &[f32], y: &[f32], z: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-    let (zs, z_rest) = z.as_chunks::<LANES>();
-    for ((x, y), z) in xs.iter().zip(ys).zip(zs) {
-        for (((sum, x), y), z) in lanes.iter_mut().zip(x).zip(y).zip(z) {
-            *sum += x * y * z;
-        }
-    }
-    for (((sum, x), y), z) in lanes.iter_mut().zip(x_rest).zip(y_rest).zip(z_rest) {
-        *sum += x * y * z;
-    }
-    sum_lanes(lanes)
-}
-
 /// `eˣ` within 2 units in the last place on normal results, by range reduction and a polynomial.
 ///
 /// Below ln(2⁻¹²⁶) the result is 0; above 88.37 it stays at e^88.37; NaN stays NaN.

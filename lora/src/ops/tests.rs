@@ -9,7 +9,7 @@ use super::pool::Pool;
 use super::product::{Left, Packed, Product, Right, run, serial};
 use super::rope::{RopeTable, Turn, rotate};
 use super::simd::Level;
-use super::{Scope, cross_entropy, matrix, rms_norm, swiglu, view};
+use super::{Scope, cross_entropy, matrix, swiglu, view};
 use crate::flops::FlopCounter;
 
 /// Deterministic values in ±1.
@@ -39,11 +39,11 @@ pub(crate) fn same_on_threads(f: impl Fn() -> Vec<f32> + Send + Sync) -> Vec<f32
     one
 }
 
-fn values(t: &Tensor) -> Vec<f32> {
+pub(crate) fn values(t: &Tensor) -> Vec<f32> {
     view("test", t).unwrap().to_vec()
 }
 
-fn scoped<T>(f: impl FnOnce(Scope) -> T) -> T {
+pub(crate) fn scoped<T>(f: impl FnOnce(Scope) -> T) -> T {
     let (pool, flops) = (Pool::default(), FlopCounter::new());
     f(Scope { pool: &pool, flops: &flops })
 }
@@ -69,7 +69,7 @@ pub(crate) fn check_gradient(name: &str, x: &[f32], gradient: &[f32], loss: impl
 }
 
 /// `Σ w·y`, a loss whose gradient of y is w.
-fn weigh(y: &[f32], w: &[f32]) -> f64 {
+pub(crate) fn weigh(y: &[f32], w: &[f32]) -> f64 {
     y.iter().zip(w).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
 }
 
@@ -79,7 +79,7 @@ fn naive(a: &[f32], b: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
     (0..m * n).map(|at| element(at / n, at % n) as f32).collect()
 }
 
-fn close(a: &[f32], b: &[f32], tolerance: f32) {
+pub(crate) fn close(a: &[f32], b: &[f32], tolerance: f32) {
     assert_eq!(a.len(), b.len());
     for (i, (x, y)) in a.iter().zip(b).enumerate() {
         assert!((x - y).abs() <= tolerance * (1.0 + y.abs()), "[{i}]: {x} and {y}");
@@ -173,27 +173,6 @@ fn every_kernel_computes_the_same() {
         let want: Vec<f32> = want.iter().map(|w| 0.5 + 2.0 * w).collect();
         close(&c, &want, 1e-5);
     }
-}
-
-#[test]
-fn rms_norm_gradient() {
-    let (t, h) = (300, 70);
-    let (x, w, dy, residual) = (noise(t * h, 8), noise(h, 9), noise(t * h, 10), noise(t * h, 11));
-    let forward = |x: &[f32]| {
-        scoped(|scope| {
-            let x = matrix(x.to_vec(), h).unwrap();
-            let (y, rstd) = rms_norm::forward(&x, &w, 1e-5, scope).unwrap();
-            assert_eq!(values(&y), values(&rms_norm::again(&x, &w, &rstd, scope).unwrap()));
-            (values(&y), rstd)
-        })
-    };
-    same_on_threads(|| forward(&x).0);
-    let gradient = same_on_threads(|| {
-        let (x_tensor, dy) = (matrix(x.clone(), h).unwrap(), matrix(dy.clone(), h).unwrap());
-        let d = matrix(residual.clone(), h).unwrap();
-        values(&rms_norm::backward(&x_tensor, &w, &forward(&x).1, &dy, d).unwrap())
-    });
-    check_gradient("rms_norm", &x, &gradient, |x| weigh(&forward(x).0, &dy) + weigh(x, &residual));
 }
 
 #[test]
