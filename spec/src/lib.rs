@@ -6,6 +6,7 @@ pub mod base;
 pub mod data;
 pub mod digest;
 pub mod job;
+pub mod metrics;
 pub mod plan;
 pub mod sampler;
 pub mod targets;
