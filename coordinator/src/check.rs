@@ -8,7 +8,7 @@ use std::{
 use lorafleet_proto::v1 as pb;
 use lorafleet_spec::{
     BaseShape, FieldError, Job,
-    base::{TensorFile, header_len},
+    base::{Head, TensorFile, header_len},
     fill_defaults, targets,
 };
 use lorafleet_store::{Digest, FileName, Store, StoreError, Sums, layout};
@@ -113,7 +113,7 @@ impl Checker {
             }
         }
         let config = config.ok_or_else(|| wrong_base("config.json is missing"))?;
-        BaseShape::parse(&config, &files).map_err(|error| wrong_base(error.to_string()))
+        BaseShape::parse(&config, &files, Head::LanguageModel).map_err(|error| wrong_base(error.to_string()))
     }
 
     /// The header of one safetensors file; its tensors are not read.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lorafleet_spec::base::BaseShape;
+use lorafleet_spec::base::{BaseShape, Head};
 
 use crate::model::{Decoder, ModelError};
 
@@ -30,7 +30,7 @@ impl Base {
     /// # Errors
     /// When a file is missing or damaged, or the architecture is not known.
     pub fn load(dir: &Path) -> Result<Self, BaseError> {
-        let shape = BaseShape::read(dir)?;
+        let shape = BaseShape::read(dir, Head::LanguageModel)?;
         let decoder = Decoder::load(dir, &shape)?;
         Ok(Self { shape, decoder })
     }

@@ -1,105 +1,30 @@
 //! A base's shape, from config.json and the headers of its safetensors files, without reading any tensor.
 
+mod build;
 mod config;
+mod error;
 mod family;
 mod files;
+mod parts;
 mod tensors;
 
-use std::{collections::BTreeMap, fmt, path::Path, path::PathBuf};
+use std::{collections::BTreeMap, path::Path};
 
-pub use config::{Activation, Rope, RopeScaling};
+pub use error::BaseError;
 pub use family::Family;
 pub use files::{base_files, read_tensor_file, weight_files};
+pub use parts::{
+    Activation, Attention, EmbeddingModule, EmbeddingRole, Head, HeadActivation, HeadDense, HeadShape,
+    HeadToken, LayerKind, LinearModule, Norm, NormKind, NormModule, NormRole, Placement, Positions, Role,
+    Rope, RopeScaling, TensorEntry,
+};
 pub use tensors::{Dtype, TensorFile, header_len};
 
 use config::Config;
 
-/// Problems of one kind that a message lists before it only counts them.
-const LISTED: usize = 8;
-
-/// What is wrong with a base.
-#[derive(Debug, thiserror::Error)]
-pub enum BaseError {
-    /// The folder is not there, or is no folder.
-    #[error("{} is not a folder with a Hugging Face model", .0.display())]
-    NotAFolder(PathBuf),
-    /// A file that every base needs is not there.
-    #[error("{file} is missing{}", .hint.as_deref().unwrap_or_default())]
-    MissingFile {
-        /// Its name within the folder.
-        file: String,
-        /// What to do, beginning with a separator.
-        hint: Option<String>,
-    },
-    /// A file cannot be read.
-    #[error("{} cannot be read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// config.json is not JSON, or not an object.
-    #[error("config.json: {0}")]
-    ConfigJson(String),
-    /// The architecture is none that can be trained.
-    #[error("config.json: the architecture {found} is not known; known are {}", known.join(", "))]
-    UnknownArchitecture {
-        /// As config.json says.
-        found: String,
-        /// All that can be trained.
-        known: Vec<&'static str>,
-    },
-    /// Fields of config.json are absent, or say what cannot be trained.
-    #[error("config.json: {}", list(.0))]
-    Config(Vec<String>),
-    /// A safetensors file is damaged.
-    #[error("{file}: {message}")]
-    Weights {
-        /// Its name.
-        file: String,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// Tensors are missing, or have another shape or type than config.json asks for.
-    #[error("the weights do not fit config.json: {}", list(.0))]
-    Tensors(Vec<String>),
-    /// Several of these at once.
-    #[error("{}", list(.0))]
-    Many(Vec<BaseError>),
-}
-
-/// One linear layer of a base.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinearModule {
-    /// `model.layers.0.self_attn.q_proj`; its weight is this plus `.weight`, its bias plus `.bias`.
-    pub name: String,
-    /// Columns of the weight.
-    pub in_features: usize,
-    /// Rows of the weight.
-    pub out_features: usize,
-    /// Whether it has a bias.
-    pub bias: bool,
-    /// The transformer layer that it belongs to; `None` for the output head.
-    pub layer: Option<usize>,
-    /// It is the output head, tied or not.
-    pub head: bool,
-}
-
-/// A tensor as the files describe it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorEntry {
-    /// Name of the file that holds it.
-    pub file: String,
-    /// Type of its numbers.
-    pub dtype: Dtype,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// First byte in the file, and the first after its last.
-    pub range: (u64, u64),
-}
-
 /// A base's shape: everything that can be known of it without its tensors.
+///
+/// Modules are named as PEFT sees them in the class that the task asks for, whatever the files call them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BaseShape {
     /// The family, as a table of what a layer is made of.
@@ -116,34 +41,59 @@ pub struct BaseShape {
     pub head_dim: usize,
     /// Width inside the MLP.
     pub mlp: usize,
-    /// Rows of the embedding.
+    /// Rows of the token embedding.
     pub vocab: usize,
-    /// Longest sequence.
+    /// Tokens of the longest sequence.
     pub max_positions: usize,
-    /// Epsilon of the norms.
-    pub norm_eps: f64,
-    /// Rotary position embedding.
-    pub rope: Rope,
-    /// What the MLP's gate goes through.
-    pub activation: Activation,
-    /// The output head is the embedding.
+    /// The output head is the token embedding.
     pub tied: bool,
-    /// q, k, v and o have biases.
-    pub attention_bias: bool,
-    /// gate, up and down have biases.
-    pub mlp_bias: bool,
-    /// Linear layers in the order of the modules, the output head last (tied or not).
+    /// How norms compute.
+    pub norm: Norm,
+    /// Where norms stand.
+    pub placement: Placement,
+    /// Queries and keys have norms, before positions enter.
+    pub qk_norm: bool,
+    /// How positions enter.
+    pub positions: Positions,
+    /// What the MLP's gate, or its only inner layer, goes through.
+    pub activation: Activation,
+    /// The MLP is down(activation(gate(x)) · up(x)), not down(activation(up(x))).
+    pub gated: bool,
+    /// How attention scores are made.
+    pub attention: Attention,
+    /// In what the layers differ; one for each.
+    pub layer_kinds: Vec<LayerKind>,
+    /// What token embeddings are multiplied by.
+    pub embedding_scale: f64,
+    /// c in c · tanh(logit / c), which takes the place of the next token's logits.
+    pub final_softcap: Option<f64>,
+    /// Rows of the token type embedding; 0 without one.
+    pub token_types: usize,
+    /// The sum of embeddings has a norm.
+    pub embedding_norm: bool,
+    /// What follows the last transformer layer.
+    pub head: HeadShape,
+    /// Standard deviation of the weights in `fresh`.
+    pub initializer_range: f64,
+    /// Linear layers in the order of the modules, the head's (tied or not) last.
     pub linears: Vec<LinearModule>,
-    /// Tensors of the model by name (those that the model does not use are left out).
+    /// Norms in the order of the modules.
+    pub norms: Vec<NormModule>,
+    /// Embeddings in the order of the modules.
+    pub embeddings: Vec<EmbeddingModule>,
+    /// Tensors that the files have, by the name that the task's class has for them.
     pub tensors: BTreeMap<String, TensorEntry>,
+    /// Tensors of the head that the files do not have: weights are drawn from N(0, initializer_range), biases are 0, and
+    /// training always includes them.
+    pub fresh: Vec<String>,
 }
 
 impl BaseShape {
-    /// Reads the shape of a base in a folder.
+    /// Reads the shape of a base in a folder, with the head that the task wants.
     ///
     /// # Errors
     /// What is missing, damaged, unknown or contradictory, by file, field and tensor.
-    pub fn read(dir: &Path) -> Result<Self, BaseError> {
+    pub fn read(dir: &Path, head: Head) -> Result<Self, BaseError> {
         if !dir.is_dir() {
             return Err(BaseError::NotAFolder(dir.to_owned()));
         }
@@ -158,7 +108,7 @@ impl BaseShape {
         // An unreadable config does not hide damaged weights: both are told.
         let files = files::read_tensor_files(dir);
         match (config, files) {
-            (Ok(config), Ok(files)) => Self::assemble(config, &files),
+            (Ok(config), Ok(files)) => build::assemble(config, &files, head),
             (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
             (Err(config), Err(files)) => Err(BaseError::Many(vec![config, files])),
         }
@@ -168,38 +118,22 @@ impl BaseShape {
     ///
     /// # Errors
     /// As [`BaseShape::read`].
-    pub fn parse(config_json: &str, files: &[TensorFile]) -> Result<Self, BaseError> {
-        Self::assemble(Config::parse(config_json)?, files)
+    pub fn parse(config_json: &str, files: &[TensorFile], head: Head) -> Result<Self, BaseError> {
+        build::assemble(Config::parse(config_json)?, files, head)
     }
 
-    fn assemble(config: Config, files: &[TensorFile]) -> Result<Self, BaseError> {
-        let mut shape = Self {
-            family: config.family,
-            hidden: config.hidden,
-            layers: config.layers,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            mlp: config.mlp,
-            vocab: config.vocab,
-            max_positions: config.max_positions,
-            norm_eps: config.norm_eps,
-            rope: config.rope,
-            activation: config.activation,
-            tied: config.tied,
-            attention_bias: config.attention_bias,
-            mlp_bias: config.mlp_bias,
-            linears: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
-        shape.linears = family::linears(&shape);
-        shape.tensors = tensors::inventory(files, &family::tensors(&shape))?;
-        Ok(shape)
+    /// Every tensor of the model with its shape, in the order of the modules: linear layers' weights and biases, norms',
+    /// embeddings'. A tied head has none.
+    pub fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        build::parameter_shapes(self)
     }
 
     /// Parameters of the base, a tied head counted once.
     pub fn parameters(&self) -> u64 {
-        family::tensors(self).iter().map(|(_, shape)| shape.iter().map(|n| *n as u64).product::<u64>()).sum()
+        self.parameter_shapes()
+            .iter()
+            .map(|(_, shape)| shape.iter().map(|n| *n as u64).product::<u64>())
+            .sum()
     }
 
     /// Width of all query heads together.
@@ -216,14 +150,29 @@ impl BaseShape {
     pub fn linear(&self, name: &str) -> Option<&LinearModule> {
         self.linears.iter().find(|linear| linear.name == name)
     }
-}
 
-fn list<T: fmt::Display>(items: &[T]) -> String {
-    let mut text = items.iter().take(LISTED).map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    if items.len() > LISTED {
-        text += &format!("; and {} more", items.len() - LISTED);
+    /// The linear layer with a role, in a transformer layer or behind the last one.
+    pub fn linear_at(&self, layer: Option<usize>, role: Role) -> Option<&LinearModule> {
+        self.linears.iter().find(|linear| linear.layer == layer && linear.role == role)
     }
-    text
+
+    /// The norm with a role, in a transformer layer or outside of them.
+    pub fn norm_at(&self, layer: Option<usize>, role: NormRole) -> Option<&NormModule> {
+        self.norms.iter().find(|norm| norm.layer == layer && norm.role == role)
+    }
+
+    /// The embedding with a role.
+    pub fn embedding_at(&self, role: EmbeddingRole) -> Option<&EmbeddingModule> {
+        self.embeddings.iter().find(|embedding| embedding.role == role)
+    }
+
+    /// The rotary embedding of a transformer layer; `None` where positions are learned.
+    pub fn rope_at(&self, layer: usize) -> Option<&Rope> {
+        match &self.positions {
+            Positions::Rope(ropes) => ropes.get(self.layer_kinds.get(layer)?.rope),
+            Positions::Learned { .. } => None,
+        }
+    }
 }
 
 #[cfg(test)]

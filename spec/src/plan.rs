@@ -69,8 +69,12 @@ impl Plan {
 /// FLOPs of one pass over a data set: 4N + 6P a token, N the frozen weights that it is multiplied by (forward, and
 /// backward to the input only), P the adapter's; the head only for tokens with a label; causal attention.
 fn flops(shape: &BaseShape, trainable: u64, data: &Summary) -> f64 {
-    let frozen: f64 =
-        shape.linears.iter().filter(|l| !l.head).map(|l| (l.in_features * l.out_features) as f64).sum();
+    let frozen: f64 = shape
+        .linears
+        .iter()
+        .filter(|l| l.layer.is_some())
+        .map(|l| (l.in_features * l.out_features) as f64)
+        .sum();
     let head = (shape.hidden * shape.vocab) as f64;
     let tokens = data.tokens as f64;
     let mean_length = tokens / data.examples.max(1) as f64;

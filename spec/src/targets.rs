@@ -180,7 +180,7 @@ impl<'a> Chooser<'a> {
         let mut excluded = 0;
         for linear in &self.shape.linears {
             match self.wants(linear) {
-                Ok(Choice::Yes) if linear.head => errors.push(FieldError::new(
+                Ok(Choice::Yes) if linear.role.is_last() => errors.push(FieldError::new(
                     "adapter.targets",
                     format!(
                         "matches the output head {}, which cannot be trained yet; exclude it",
@@ -252,7 +252,7 @@ impl<'a> Chooser<'a> {
     /// The distinct last parts of the layers' names, in order.
     fn existing(&self) -> String {
         let mut names: Vec<&str> = Vec::new();
-        for linear in self.shape.linears.iter().filter(|linear| !linear.head) {
+        for linear in self.shape.linears.iter().filter(|linear| !linear.role.is_last()) {
             let name = linear.name.rsplit('.').next().unwrap_or(&linear.name);
             if !names.contains(&name) {
                 names.push(name);
@@ -285,7 +285,7 @@ impl<'a> Matcher<'a> {
 
     fn matches(&self, linear: &LinearModule) -> Result<bool, String> {
         match self {
-            Self::AllLinear => Ok(!linear.head),
+            Self::AllLinear => Ok(!linear.role.is_last()),
             Self::Names(names) => Ok(names.iter().any(|name| name_matches(name, &linear.name))),
             Self::Pattern(regex) => is_match(regex, &linear.name),
         }

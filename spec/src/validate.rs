@@ -10,7 +10,7 @@ use std::{
 use lorafleet_proto::v1 as pb;
 
 use crate::{
-    base::{BaseError, BaseShape},
+    base::{BaseError, BaseShape, Head},
     data::{self, DataError, Dataset, Tokenizer},
     job::{self, FieldError, Job},
     plan::Plan,
@@ -141,7 +141,7 @@ impl Checker<'_> {
     }
 
     fn shape(&mut self, dir: &Path) -> Option<BaseShape> {
-        match BaseShape::read(dir) {
+        match BaseShape::read(dir, Head::LanguageModel) {
             Ok(shape) => Some(shape),
             Err(BaseError::Many(errors)) => {
                 errors.into_iter().for_each(|error| self.error("base", error));

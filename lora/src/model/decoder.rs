@@ -85,8 +85,8 @@ impl Decoder {
         let embedding = weights.read("model.embed_tokens.weight")?;
         let untied = if shape.tied { None } else { Some(weights.read("lm_head.weight")?) };
         let head = untied.as_ref().unwrap_or(&embedding);
-        let eps = shape.norm_eps as f32;
-        let frequencies = frequencies(&shape.rope, shape.head_dim);
+        let eps = shape.norm.eps as f32;
+        let frequencies = shape.rope_at(0).map_or_else(Vec::new, |rope| frequencies(rope, shape.head_dim));
         Ok(Self {
             head: Head {
                 norm: weights.read("model.norm.weight")?,

@@ -1,6 +1,7 @@
 //! The whole decoder: gradients against finite differences, bits at 1, 2 and 3 threads, the count of operations.
 
 use lorafleet_spec::BaseShape;
+use lorafleet_spec::base::Head;
 use std::path::{Path, PathBuf};
 
 use super::block::Slot;
@@ -14,7 +15,7 @@ fn base(case: &str) -> PathBuf {
 }
 
 fn load(dir: &Path) -> (Decoder, BaseShape) {
-    let shape = BaseShape::read(dir).unwrap();
+    let shape = BaseShape::read(dir, Head::LanguageModel).unwrap();
     (Decoder::load(dir, &shape).unwrap(), shape)
 }
 
@@ -208,7 +209,7 @@ fn a_file_truncated_after_its_shape_was_read_is_named() {
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(from.join(file), dir.path().join(file)).unwrap();
     }
-    let shape = BaseShape::read(dir.path()).unwrap();
+    let shape = BaseShape::read(dir.path(), Head::LanguageModel).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("model.safetensors")).unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
     let error = Decoder::load(dir.path(), &shape).unwrap_err().to_string();

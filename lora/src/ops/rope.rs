@@ -50,7 +50,8 @@ pub(crate) fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
 
 fn stretch(frequency: f32, scaling: &RopeScaling) -> f32 {
     match *scaling {
-        RopeScaling::None => frequency,
+        RopeScaling::None | RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } => frequency,
+        RopeScaling::Linear { factor } => (f64::from(frequency) / factor) as f32,
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
             let plain = f64::from(frequency);
             let turns = original_max_positions * plain / (2.0 * std::f64::consts::PI);

@@ -1,50 +1,19 @@
-//! config.json of a Hugging Face model, in both generations of its field names.
+//! config.json of a Hugging Face model, in both generations of its field names; defaults are those of transformers'
+//! configuration classes.
 
 use serde_json::{Map, Value};
 
 use super::{
     BaseError,
-    family::{self, Family},
+    family::{self, Family, Fields, PositionRule, Windows},
+    parts::{Activation, Attention, EmbeddingRole, LayerKind, Norm, Positions},
 };
+use reader::Reader;
 
-/// Transformer layers, widths and heads that a base may have; more is a damaged file.
-const MAX_SIZE: u64 = 1 << 24;
+mod reader;
+mod rope;
 
-/// Rotary position embedding (arXiv:2104.09864).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rope {
-    /// Base of the frequencies: θ in θ^(−2i/d).
-    pub theta: f64,
-    /// How the frequencies are stretched for longer sequences.
-    pub scaling: RopeScaling,
-}
-
-/// How rotary frequencies are stretched.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Llama 3.1's: long wavelengths are divided by `factor`, short ones stay, those between are mixed.
-    Llama3 {
-        /// What long wavelengths' frequencies are divided by.
-        factor: f64,
-        /// `original_max_positions` / this is the shortest wavelength that is long.
-        low_freq_factor: f64,
-        /// `original_max_positions` / this is the longest wavelength that is short.
-        high_freq_factor: f64,
-        /// Positions that the model was first trained on.
-        original_max_positions: f64,
-    },
-}
-
-/// What the MLP's gate goes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x · sigmoid(x).
-    Silu,
-}
-
-/// The fields of config.json that shape a decoder.
+/// What config.json says of a model's shape.
 #[derive(Debug)]
 pub(super) struct Config {
     pub family: &'static Family,
@@ -56,16 +25,22 @@ pub(super) struct Config {
     pub mlp: usize,
     pub vocab: usize,
     pub max_positions: usize,
-    pub norm_eps: f64,
-    pub rope: Rope,
-    pub activation: Activation,
     pub tied: bool,
+    pub norm: Norm,
+    pub positions: Positions,
+    pub activation: Activation,
+    pub attention: Attention,
+    pub layer_kinds: Vec<LayerKind>,
+    pub embedding_scale: f64,
+    pub final_softcap: Option<f64>,
+    pub token_types: usize,
     pub attention_bias: bool,
     pub mlp_bias: bool,
+    pub initializer_range: f64,
 }
 
 impl Config {
-    /// Reads config.json; defaults are those of transformers' configuration class.
+    /// Reads config.json.
     pub fn parse(text: &str) -> Result<Self, BaseError> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| BaseError::ConfigJson(error.to_string()))?;
@@ -73,20 +48,19 @@ impl Config {
             return Err(BaseError::ConfigJson("does not hold an object".to_owned()));
         };
         let family = family(&fields)?;
-        let mut reader = Reader { fields: &fields, errors: Vec::new() };
+        let mut reader = Reader::new(&fields);
+        reader.refuse_what_is_not_computed(family.causal);
         let config = reader.config(family);
-        if reader.errors.is_empty() { Ok(config) } else { Err(BaseError::Config(reader.errors)) }
+        reader.finish(config)
     }
 }
 
 fn family(fields: &Map<String, Value>) -> Result<&'static Family, BaseError> {
     let architecture = fields.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
     let model_type = fields.get("model_type").and_then(Value::as_str);
-    let family = match (architecture, model_type) {
-        (Some(architecture), _) => family::by_architecture(architecture),
-        (None, Some(model_type)) => family::by_model_type(model_type),
-        (None, None) => None,
-    };
+    // Of a head that is not known, the transformer may still be: a masked language model is classified with.
+    let family =
+        architecture.and_then(family::by_architecture).or_else(|| model_type.and_then(family::by_model_type));
     family.ok_or_else(|| BaseError::UnknownArchitecture {
         found: architecture
             .or(model_type)
@@ -96,125 +70,129 @@ fn family(fields: &Map<String, Value>) -> Result<&'static Family, BaseError> {
     })
 }
 
-struct Reader<'a> {
-    fields: &'a Map<String, Value>,
-    errors: Vec<String>,
+/// Heads and widths.
+struct Sizes {
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    mlp: usize,
 }
 
 impl Reader<'_> {
     fn config(&mut self, family: &'static Family) -> Config {
-        let hidden = self.size("hidden_size", None);
-        let heads = self.size("num_attention_heads", None);
-        let kv_heads = self.size("num_key_value_heads", Some(heads));
-        let head_dim = self.size("head_dim", Some(hidden / heads));
+        let fields = &family.fields;
+        let sizes = self.sizes(fields, family.positions.is_rope());
+        let rows = self.size(fields.positions.0, Some(fields.positions.1));
+        let windows = self.windows(&family.windows, sizes.layers);
+        let (positions, max_positions) = self.positions(&family.positions, rows);
+        let ropes_differ = matches!(&positions, Positions::Rope(ropes) if ropes.len() > 1);
+        let kind =
+            |window: Option<usize>| LayerKind { window, rope: usize::from(ropes_differ && window.is_some()) };
+        let has_types = family.embeddings.iter().any(|(_, role)| *role == EmbeddingRole::TokenTypes);
+        Config {
+            family,
+            hidden: sizes.hidden,
+            layers: sizes.layers,
+            heads: sizes.heads,
+            kv_heads: sizes.kv_heads,
+            head_dim: sizes.head_dim,
+            mlp: sizes.mlp,
+            vocab: self.size("vocab_size", None),
+            max_positions,
+            tied: self.flag("tie_word_embeddings", fields.tied),
+            norm: Norm { kind: family.norm, eps: self.number(fields.eps.0, Some(fields.eps.1)) },
+            positions,
+            activation: self.activation(fields.activation.0, fields.activation.1),
+            attention: self.attention(family.causal, fields, sizes.head_dim),
+            layer_kinds: windows.into_iter().map(kind).collect(),
+            embedding_scale: if family.scaled_embedding { (sizes.hidden as f64).sqrt() } else { 1.0 },
+            final_softcap: self.softcap("final_logit_softcapping", fields.softcaps.map(|caps| caps.1)),
+            token_types: if has_types { self.size("type_vocab_size", Some(2)) } else { 0 },
+            attention_bias: self.flag("attention_bias", false),
+            mlp_bias: self.flag("mlp_bias", false),
+            initializer_range: self.number("initializer_range", Some(0.02)),
+        }
+    }
+
+    fn sizes(&mut self, fields: &Fields, rotary: bool) -> Sizes {
+        let hidden = self.size(fields.hidden, None);
+        let heads = self.size(fields.heads, None);
+        let kv_heads = self.size("num_key_value_heads", Some(fields.kv_heads.unwrap_or(heads)));
+        let head_dim = if rotary {
+            self.size("head_dim", Some(fields.head_dim.unwrap_or(hidden / heads)))
+        } else {
+            self.rule(hidden.is_multiple_of(heads), || {
+                format!("{} ({hidden}) is no multiple of {} ({heads})", fields.hidden, fields.heads)
+            });
+            hidden / heads
+        };
         self.rule(heads.is_multiple_of(kv_heads), || {
             format!("num_attention_heads ({heads}) is no multiple of num_key_value_heads ({kv_heads})")
         });
-        self.rule(head_dim.is_multiple_of(2), || {
+        self.rule(!rotary || head_dim.is_multiple_of(2), || {
             format!("head_dim ({head_dim}) is odd; rotary positions need pairs")
         });
-        if let Some(quantized) = self.get("quantization_config") {
-            let method =
-                quantized.get("quant_method").and_then(Value::as_str).unwrap_or("unknown").to_owned();
-            self.errors.push(format!(
-                "quantization_config says that the weights are quantized ({method}); use the unquantized model"
-            ));
-        }
-        Config {
-            family,
-            hidden,
-            layers: self.size("num_hidden_layers", None),
-            heads,
-            kv_heads,
-            head_dim,
-            mlp: self.size("intermediate_size", None),
-            vocab: self.size("vocab_size", None),
-            max_positions: self.size("max_position_embeddings", Some(2048)),
-            norm_eps: self.number(self.fields, "rms_norm_eps", Some(1e-6)),
-            rope: self.rope(),
-            activation: self.activation(),
-            tied: self.flag("tie_word_embeddings"),
-            attention_bias: self.flag("attention_bias"),
-            mlp_bias: self.flag("mlp_bias"),
-        }
+        let mlp = self.size(fields.mlp, fields.mlp_is_four_hidden.then_some(4 * hidden));
+        Sizes { hidden, layers: self.size(fields.layers, None), heads, kv_heads, head_dim, mlp }
     }
 
-    fn get(&self, field: &str) -> Option<&Value> {
-        self.fields.get(field).filter(|value| !value.is_null())
-    }
-
-    fn rule(&mut self, good: bool, message: impl FnOnce() -> String) {
-        if !good {
-            self.errors.push(message());
-        }
-    }
-
-    /// A size from 1; 1 where there is an error, so that what follows does not divide by 0.
-    fn size(&mut self, field: &str, default: Option<usize>) -> usize {
-        let Some(value) = self.get(field) else {
-            self.rule(default.is_some(), || format!("{field} is missing"));
-            return default.unwrap_or(1).max(1);
+    fn attention(&mut self, causal: bool, fields: &Fields, head_dim: usize) -> Attention {
+        let scale = match fields.softcaps {
+            Some(_) => self.number("query_pre_attn_scalar", Some(256.0)),
+            None if !self.flag("scale_attn_weights", true) => 1.0,
+            None => head_dim as f64,
         };
-        match value.as_u64().filter(|size| (1..=MAX_SIZE).contains(size)) {
-            Some(size) => size as usize,
-            None => {
-                let message = format!("{field} is {value}; it must be a whole number from 1 to {MAX_SIZE}");
-                self.errors.push(message);
-                1
+        let softcap = self.softcap("attn_logit_softcapping", fields.softcaps.map(|caps| caps.0));
+        Attention { causal, scale: 1.0 / scale.sqrt(), softcap }
+    }
+
+    /// The window of each layer.
+    fn windows(&mut self, rule: &Windows, layers: usize) -> Vec<Option<usize>> {
+        let width = match rule {
+            Windows::None => None,
+            Windows::Late if !self.flag("use_sliding_window", false) => None,
+            Windows::All(default) => self.window(*default),
+            Windows::Late | Windows::AllBut(_) => self.window(Some(4096)),
+        };
+        let by_rule: Box<dyn Fn(usize) -> bool> = match rule {
+            Windows::None | Windows::All(_) => return vec![width; layers],
+            Windows::Late => {
+                let first = self.size_or_zero("max_window_layers", 28);
+                Box::new(move |layer| layer >= first)
+            }
+            Windows::AllBut(n) => {
+                let n = self.size("sliding_window_pattern", Some(*n));
+                Box::new(move |layer| !(layer + 1).is_multiple_of(n))
+            }
+        };
+        let types = self.layer_types(layers);
+        (0..layers)
+            .map(|layer| types.as_ref().map_or_else(|| by_rule(layer), |types| types[layer]))
+            .map(|sliding| width.filter(|_| sliding))
+            .collect()
+    }
+
+    /// How positions enter, and how many there are when the table has that many rows.
+    fn positions(&mut self, rule: &PositionRule, rows: usize) -> (Positions, usize) {
+        match rule {
+            PositionRule::Rope => (Positions::Rope(vec![self.rope(rows)]), rows),
+            PositionRule::RopeByWindow => (Positions::Rope(self.ropes_by_window(rows).into()), rows),
+            PositionRule::Learned => (Positions::Learned { offset: 0 }, rows),
+            PositionRule::LearnedAfterPadding => {
+                let offset = self.size_or_zero("pad_token_id", 1) + 1;
+                self.rule(rows > offset, || {
+                    format!("max_position_embeddings ({rows}) leaves no row behind that of pad_token_id")
+                });
+                (Positions::Learned { offset }, rows.saturating_sub(offset).max(1))
             }
         }
     }
+}
 
-    fn flag(&mut self, field: &str) -> bool {
-        let Some(value) = self.get(field) else { return false };
-        let flag = value.as_bool();
-        if flag.is_none() {
-            let message = format!("{field} is {value}; it must be true or false");
-            self.errors.push(message);
-        }
-        flag.unwrap_or_default()
-    }
-
-    fn number(&mut self, fields: &Map<String, Value>, field: &str, default: Option<f64>) -> f64 {
-        let Some(value) = fields.get(field).filter(|value| !value.is_null()) else {
-            self.rule(default.is_some(), || format!("{field} is missing"));
-            return default.unwrap_or(1.0);
-        };
-        let number = value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
-        self.rule(number.is_some(), || format!("{field} is {value}; it must be a number above 0"));
-        number.unwrap_or(1.0)
-    }
-
-    fn activation(&mut self) -> Activation {
-        let name = self.get("hidden_act").and_then(Value::as_str).unwrap_or("silu").to_owned();
-        self.rule(matches!(name.as_str(), "silu" | "swish"), || {
-            format!("hidden_act {name} is not known; known is silu")
-        });
-        Activation::Silu
-    }
-
-    /// transformers 5 writes `rope_parameters`; before it, `rope_theta` and `rope_scaling`.
-    fn rope(&mut self) -> Rope {
-        let empty = Map::new();
-        let fields = self.fields;
-        let object = |field: &str| fields.get(field).and_then(Value::as_object);
-        let parameters = object("rope_parameters").or_else(|| object("rope_scaling")).unwrap_or(&empty);
-        let theta = if parameters.contains_key("rope_theta") { parameters } else { fields };
-        let theta = self.number(theta, "rope_theta", Some(10_000.0));
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str);
-        let scaling = match kind.unwrap_or("default") {
-            "default" => RopeScaling::None,
-            "llama3" => RopeScaling::Llama3 {
-                factor: self.number(parameters, "factor", None),
-                low_freq_factor: self.number(parameters, "low_freq_factor", None),
-                high_freq_factor: self.number(parameters, "high_freq_factor", None),
-                original_max_positions: self.number(parameters, "original_max_position_embeddings", None),
-            },
-            other => {
-                self.errors.push(format!("rope_type {other} is not known; known are default, llama3"));
-                RopeScaling::None
-            }
-        };
-        Rope { theta, scaling }
+impl PositionRule {
+    fn is_rope(&self) -> bool {
+        matches!(self, Self::Rope | Self::RopeByWindow)
     }
 }

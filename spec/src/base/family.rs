@@ -1,85 +1,153 @@
-//! Families of models as data: which linear layers and norms a transformer layer has, and of what sizes.
-//!
-//! A family that the trainer can compute is added here as a table; nothing else in this crate names a module.
+//! What a family of models is, as a table: which modules a transformer layer has, and how config.json speaks of them.
 
-use super::{BaseShape, LinearModule};
+use super::parts::{EmbeddingRole, HeadActivation, HeadToken, NormKind, NormRole, Placement, Role};
 
-/// A family of models: a table of what a transformer layer is made of.
-#[derive(Debug, PartialEq, Eq)]
+mod decoders;
+
+/// A family of models: a table of what its transformer is made of.
+#[derive(Debug, PartialEq)]
 pub struct Family {
     /// `model_type` in config.json.
     pub name: &'static str,
-    /// `architectures` in config.json that it covers.
+    /// `architectures` in config.json that it covers: the bare transformer, and with each head.
     pub architectures: &'static [&'static str],
+    /// What config.json calls its sizes, and what holds where it is silent.
+    pub(super) fields: Fields,
+    /// The transformer's module; checkpoints may lack it in their names.
+    pub(super) body: &'static str,
+    /// What stands between that and a transformer layer's number.
+    pub(super) layers: &'static str,
     /// Linear layers of a transformer layer, in the order of the modules.
-    linears: &'static [LinearRow],
-    /// One-dimensional weights of a transformer layer.
-    vectors: &'static [(&'static str, Dim)],
-    /// What stands before a transformer layer's number.
-    layers: &'static str,
-    /// The embedding's weight.
-    embedding: &'static str,
-    /// One-dimensional weights after the last transformer layer.
-    last_vectors: &'static [(&'static str, Dim)],
-    /// The output head's module.
-    head: &'static str,
+    pub(super) linears: &'static [LinearRow],
+    /// Linear layers are GPT-2's Conv1D, stored `[in, out]`.
+    pub(super) conv1d: bool,
+    /// Norms of a transformer layer.
+    pub(super) norms: &'static [(&'static str, NormRole)],
+    /// Norms outside of the transformer layers.
+    pub(super) outer_norms: &'static [(&'static str, NormRole)],
+    /// Embeddings.
+    pub(super) embeddings: &'static [(&'static str, EmbeddingRole)],
+    /// How norms compute.
+    pub(super) norm: NormKind,
+    /// Where the norms of a transformer layer stand.
+    pub(super) placement: Placement,
+    /// The MLP has a gate.
+    pub(super) gated: bool,
+    /// A token sees itself and earlier ones only.
+    pub(super) causal: bool,
+    /// How positions enter.
+    pub(super) positions: PositionRule,
+    /// Which layers see a window only.
+    pub(super) windows: Windows,
+    /// Token embeddings are multiplied by √hidden.
+    pub(super) scaled_embedding: bool,
+    /// The linear layer that gives the next token's logits; `None` for an encoder.
+    pub(super) language_model: Option<&'static str>,
+    /// How a sequence is classified.
+    pub(super) classifier: ClassifierRow,
+}
+
+/// What config.json calls a family's sizes, with the defaults of transformers' configuration class.
+#[derive(Debug, PartialEq)]
+pub(super) struct Fields {
+    pub hidden: &'static str,
+    pub layers: &'static str,
+    pub heads: &'static str,
+    /// Width inside the MLP; where config.json is silent, four times `hidden` if so said here.
+    pub mlp: &'static str,
+    pub mlp_is_four_hidden: bool,
+    /// Heads of keys and values where config.json is silent; `None`: as many as of queries.
+    pub kv_heads: Option<usize>,
+    /// Width of a head where config.json is silent; `None`: hidden / heads.
+    pub head_dim: Option<usize>,
+    pub positions: (&'static str, usize),
+    pub activation: (&'static str, &'static str),
+    pub eps: (&'static str, f64),
+    pub tied: bool,
+    /// Gemma's: caps of attention scores and of logits, and `query_pre_attn_scalar` in the place of the head's width.
+    pub softcaps: Option<(Option<f64>, Option<f64>)>,
+}
+
+/// How config.json says positions.
+#[derive(Debug, PartialEq)]
+pub(super) enum PositionRule {
+    /// One rotary embedding for all layers.
+    Rope,
+    /// One for layers with a window, another for those without: Gemma 3's.
+    RopeByWindow,
+    /// A learned vector for each position.
+    Learned,
+    /// The same, behind those of the padding token and before.
+    LearnedAfterPadding,
+}
+
+/// How config.json says which layers see a window only; `layer_types` in it overrules these.
+#[derive(Debug, PartialEq)]
+pub(super) enum Windows {
+    /// None does.
+    None,
+    /// All do where `sliding_window` is a number; this where config.json does not have it.
+    All(Option<usize>),
+    /// With `use_sliding_window`, those from `max_window_layers` on.
+    Late,
+    /// All but every n-th, n being `sliding_window_pattern` or this.
+    AllBut(usize),
 }
 
 /// One linear layer within a transformer layer.
-#[derive(Debug, PartialEq, Eq)]
-struct LinearRow {
-    name: &'static str,
-    input: Dim,
-    output: Dim,
-    bias: Bias,
+#[derive(Debug, PartialEq)]
+pub(super) struct LinearRow {
+    pub name: &'static str,
+    pub role: Role,
+    pub input: Dim,
+    pub output: Dim,
+    pub bias: Bias,
 }
 
 /// A size that config.json gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dim {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Dim {
     Hidden,
     /// heads × head_dim
     Queries,
     /// kv_heads × head_dim
     Keys,
+    /// Queries, keys and values.
+    Qkv,
     Mlp,
+    /// Gate and up.
+    TwoMlp,
 }
 
 /// When a linear layer has a bias.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bias {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Bias {
+    Always,
+    Never,
     /// When `attention_bias` is set.
     Attention,
     /// When `mlp_bias` is set.
     Mlp,
 }
 
-const fn row(name: &'static str, input: Dim, output: Dim, bias: Bias) -> LinearRow {
-    LinearRow { name, input, output, bias }
+/// How a sequence is classified.
+#[derive(Debug, PartialEq)]
+pub(super) struct ClassifierRow {
+    pub token: HeadToken,
+    /// The dense layer before the last one.
+    pub dense: Option<(&'static str, Role, HeadActivation)>,
+    /// The last linear layer.
+    pub last: &'static str,
+    /// Whether it has a bias.
+    pub bias: bool,
 }
 
-/// Llama (arXiv:2302.13971; grouped keys and values since arXiv:2307.09288).
-static LLAMA: Family = Family {
-    name: "llama",
-    architectures: &["LlamaForCausalLM"],
-    linears: &[
-        row("self_attn.q_proj", Dim::Hidden, Dim::Queries, Bias::Attention),
-        row("self_attn.k_proj", Dim::Hidden, Dim::Keys, Bias::Attention),
-        row("self_attn.v_proj", Dim::Hidden, Dim::Keys, Bias::Attention),
-        row("self_attn.o_proj", Dim::Queries, Dim::Hidden, Bias::Attention),
-        row("mlp.gate_proj", Dim::Hidden, Dim::Mlp, Bias::Mlp),
-        row("mlp.up_proj", Dim::Hidden, Dim::Mlp, Bias::Mlp),
-        row("mlp.down_proj", Dim::Mlp, Dim::Hidden, Bias::Mlp),
-    ],
-    vectors: &[("input_layernorm.weight", Dim::Hidden), ("post_attention_layernorm.weight", Dim::Hidden)],
-    layers: "model.layers",
-    embedding: "model.embed_tokens.weight",
-    last_vectors: &[("model.norm.weight", Dim::Hidden)],
-    head: "lm_head",
-};
+pub(super) const fn row(name: &'static str, role: Role, input: Dim, output: Dim, bias: Bias) -> LinearRow {
+    LinearRow { name, role, input, output, bias }
+}
 
 /// Families that the trainer can compute.
-static FAMILIES: &[&Family] = &[&LLAMA];
+static FAMILIES: &[&Family] = &[&decoders::LLAMA];
 
 /// The family of an architecture.
 pub(super) fn by_architecture(architecture: &str) -> Option<&'static Family> {
@@ -91,75 +159,7 @@ pub(super) fn by_model_type(model_type: &str) -> Option<&'static Family> {
     FAMILIES.iter().copied().find(|family| family.name == model_type)
 }
 
-/// Every architecture that can be trained.
+/// Every family that can be trained, by its `model_type`.
 pub(super) fn known() -> Vec<&'static str> {
-    FAMILIES.iter().flat_map(|family| family.architectures).copied().collect()
-}
-
-/// The linear layers of a base in the order of its modules, the head last.
-pub(super) fn linears(shape: &BaseShape) -> Vec<LinearModule> {
-    let family = shape.family;
-    let in_layers = (0..shape.layers).flat_map(|layer| {
-        family.linears.iter().map(move |row| LinearModule {
-            name: format!("{}.{layer}.{}", family.layers, row.name),
-            in_features: row.input.size(shape),
-            out_features: row.output.size(shape),
-            bias: row.bias.is_set(shape),
-            layer: Some(layer),
-            head: false,
-        })
-    });
-    let head = LinearModule {
-        name: family.head.to_owned(),
-        in_features: shape.hidden,
-        out_features: shape.vocab,
-        bias: false,
-        layer: None,
-        head: true,
-    };
-    in_layers.chain([head]).collect()
-}
-
-/// Every tensor that a base must have, with its shape; a tied head has none.
-pub(super) fn tensors(shape: &BaseShape) -> Vec<(String, Vec<usize>)> {
-    let family = shape.family;
-    let mut tensors = vec![(family.embedding.to_owned(), vec![shape.vocab, shape.hidden])];
-    for layer in 0..shape.layers {
-        let prefix = format!("{}.{layer}", family.layers);
-        for row in family.linears {
-            let (input, output) = (row.input.size(shape), row.output.size(shape));
-            tensors.push((format!("{prefix}.{}.weight", row.name), vec![output, input]));
-            if row.bias.is_set(shape) {
-                tensors.push((format!("{prefix}.{}.bias", row.name), vec![output]));
-            }
-        }
-        tensors.extend(
-            family.vectors.iter().map(|(name, dim)| (format!("{prefix}.{name}"), vec![dim.size(shape)])),
-        );
-    }
-    tensors.extend(family.last_vectors.iter().map(|(name, dim)| ((*name).to_owned(), vec![dim.size(shape)])));
-    if !shape.tied {
-        tensors.push((format!("{}.weight", family.head), vec![shape.vocab, shape.hidden]));
-    }
-    tensors
-}
-
-impl Dim {
-    fn size(self, shape: &BaseShape) -> usize {
-        match self {
-            Dim::Hidden => shape.hidden,
-            Dim::Queries => shape.queries(),
-            Dim::Keys => shape.keys(),
-            Dim::Mlp => shape.mlp,
-        }
-    }
-}
-
-impl Bias {
-    fn is_set(self, shape: &BaseShape) -> bool {
-        match self {
-            Bias::Attention => shape.attention_bias,
-            Bias::Mlp => shape.mlp_bias,
-        }
-    }
+    FAMILIES.iter().map(|family| family.name).collect()
 }

@@ -64,11 +64,29 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// Finds every wanted tensor, given with its shape, in the files.
-pub(super) fn inventory(
-    files: &[TensorFile],
-    wanted: &[(String, Vec<usize>)],
-) -> Result<BTreeMap<String, TensorEntry>, BaseError> {
+/// A tensor that a model has.
+pub(super) struct Wanted {
+    /// What the task's class calls it.
+    pub name: String,
+    /// What files may call it; the first that is there counts.
+    pub stored: Vec<String>,
+    /// Its shape as stored.
+    pub shape: Vec<usize>,
+    /// It may be absent: a head that is yet to be trained.
+    pub optional: bool,
+}
+
+/// What the files have of a model.
+#[derive(Debug, Default)]
+pub(super) struct Inventory {
+    /// Tensors by the name that the task's class has for them.
+    pub tensors: BTreeMap<String, TensorEntry>,
+    /// Optional tensors that the files do not have.
+    pub absent: Vec<String>,
+}
+
+/// Finds every wanted tensor in the files.
+pub(super) fn inventory(files: &[TensorFile], wanted: &[Wanted]) -> Result<Inventory, BaseError> {
     let mut damaged = Vec::new();
     let mut found = HashMap::new();
     for file in files {
@@ -85,36 +103,38 @@ pub(super) fn inventory(
         }
     }
     // Where a file is damaged, the tensors in it are not missing as well.
-    let (tensors, problems) = pick(&found, wanted);
+    let (inventory, problems) = pick(&found, wanted);
     if damaged.is_empty() && !problems.is_empty() {
         damaged.push(BaseError::Tensors(problems));
     }
     match damaged.len() {
-        0 => Ok(tensors),
+        0 => Ok(inventory),
         1 => Err(damaged.remove(0)),
         _ => Err(BaseError::Many(damaged)),
     }
 }
 
-fn pick(
-    found: &HashMap<String, (&TensorFile, Entry)>,
-    wanted: &[(String, Vec<usize>)],
-) -> (BTreeMap<String, TensorEntry>, Vec<String>) {
-    let (mut tensors, mut problems) = (BTreeMap::new(), Vec::new());
-    for (name, shape) in wanted {
-        let Some((file, entry)) = found.get(name) else {
-            problems.push(format!("{name} {shape:?} is missing"));
+fn pick(found: &HashMap<String, (&TensorFile, Entry)>, wanted: &[Wanted]) -> (Inventory, Vec<String>) {
+    let (mut inventory, mut problems) = (Inventory::default(), Vec::new());
+    for Wanted { name, stored, shape, optional } in wanted {
+        let Some((stored, (file, entry))) = stored.iter().find_map(|stored| found.get_key_value(stored))
+        else {
+            if *optional {
+                inventory.absent.push(name.clone());
+            } else {
+                problems.push(format!("{name} {shape:?} is missing"));
+            }
             continue;
         };
-        match check(file, entry, shape) {
-            Ok(tensor) => drop(tensors.insert(name.clone(), tensor)),
-            Err(message) => problems.push(format!("{name} {message}")),
+        match check(file, stored, entry, shape) {
+            Ok(tensor) => drop(inventory.tensors.insert(name.clone(), tensor)),
+            Err(message) => problems.push(format!("{stored} {message}")),
         }
     }
-    (tensors, problems)
+    (inventory, problems)
 }
 
-fn check(file: &TensorFile, entry: &Entry, wanted: &[usize]) -> Result<TensorEntry, String> {
+fn check(file: &TensorFile, stored: &str, entry: &Entry, wanted: &[usize]) -> Result<TensorEntry, String> {
     if !entry.shape.iter().copied().eq(wanted.iter().map(|n| *n as u64)) {
         return Err(format!("has the shape {:?}, not {wanted:?}", entry.shape));
     }
@@ -131,6 +151,7 @@ fn check(file: &TensorFile, entry: &Entry, wanted: &[usize]) -> Result<TensorEnt
         return Err(format!("has the bytes {start} to {end}; its shape and type need {bytes}"));
     }
     Ok(TensorEntry {
+        stored: stored.to_owned(),
         file: file.name.clone(),
         dtype,
         shape: wanted.to_vec(),

@@ -1,6 +1,9 @@
 //! Bases read whole, and everything that can be wrong with one.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::*;
 use crate::digest;
@@ -29,7 +32,7 @@ fn with(changes: serde_json::Value) -> Result<BaseShape, BaseError> {
         config[field] = value.clone();
     }
     let file = read_tensor_file(&example().join("model.safetensors")).unwrap();
-    BaseShape::parse(&config.to_string(), &[file])
+    BaseShape::parse(&config.to_string(), &[file], Head::LanguageModel)
 }
 
 fn error(changes: serde_json::Value) -> String {
@@ -38,17 +41,18 @@ fn error(changes: serde_json::Value) -> String {
 
 #[test]
 fn the_example_s_shape() {
-    let shape = BaseShape::read(&example()).unwrap();
+    let shape = BaseShape::read(&example(), Head::LanguageModel).unwrap();
     assert_eq!(shape.family.name, "llama");
     assert_eq!((shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim), (256, 6, 8, 4, 32));
     assert_eq!((shape.mlp, shape.vocab, shape.max_positions), (704, 4096, 512));
-    assert_eq!((shape.norm_eps, shape.rope.theta, shape.rope.scaling), (1e-5, 10_000.0, RopeScaling::None));
-    assert!(shape.tied && !shape.attention_bias && !shape.mlp_bias);
+    assert_eq!(shape.norm, Norm { kind: NormKind::Rms, eps: 1e-5 });
+    assert_eq!(shape.rope_at(0), Some(&Rope { theta: 10_000.0, scaling: RopeScaling::None }));
+    assert!(shape.tied && shape.linears.iter().all(|linear| !linear.bias));
     assert_eq!(shape.parameters(), 5_475_584);
     assert_eq!(shape.linears.len(), 6 * 7 + 1);
     let k = shape.linear("model.layers.3.self_attn.k_proj").unwrap();
     assert_eq!((k.in_features, k.out_features, k.layer), (256, 128, Some(3)));
-    assert!(shape.linears.last().unwrap().head);
+    assert_eq!(shape.linears.last().unwrap().role, Role::Head);
     let embedding = &shape.tensors["model.embed_tokens.weight"];
     assert_eq!((embedding.dtype, embedding.range.1 - embedding.range.0), (Dtype::Bf16, 2_097_152));
 }
@@ -62,36 +66,36 @@ fn both_generations_of_config_say_the_same() {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192}}))
     .unwrap();
-    assert_eq!(scaled.rope.theta, 5e5);
-    assert!(matches!(scaled.rope.scaling, RopeScaling::Llama3 { original_max_positions: 8192.0, .. }));
+    assert_eq!(scaled.rope_at(0).unwrap().theta, 5e5);
+    assert!(matches!(
+        scaled.rope_at(0).unwrap().scaling,
+        RopeScaling::Llama3 { original_max_positions: 8192.0, .. }
+    ));
 }
 
 #[test]
 fn unknown_architectures_say_which_are_known() {
-    let error = error(serde_json::json!({"architectures": ["GPT2LMHeadModel"]}));
-    assert_eq!(
-        error,
-        "config.json: the architecture GPT2LMHeadModel is not known; known are LlamaForCausalLM"
-    );
-    let bert =
-        with(serde_json::json!({"architectures": null, "model_type": "bert"})).unwrap_err().to_string();
-    assert!(bert.contains("bert is not known"), "{bert}");
+    let error = error(serde_json::json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}));
+    let wanted = "config.json: the architecture MambaForCausalLM is not known; known are llama";
+    assert!(error.starts_with(wanted), "{error}");
+    let t5 = with(serde_json::json!({"architectures": null, "model_type": "t5"})).unwrap_err().to_string();
+    assert!(t5.contains("t5 is not known"), "{t5}");
     assert!(with(serde_json::json!({"architectures": null})).is_ok());
 }
 
 #[test]
 fn config_errors_come_at_once() {
     let error = error(serde_json::json!({
-        "hidden_size": null, "num_key_value_heads": 3, "hidden_act": "gelu", "rms_norm_eps": "small",
-        "rope_parameters": {"rope_type": "yarn"}, "quantization_config": {"quant_method": "gptq"},
+        "hidden_size": null, "num_key_value_heads": 3, "hidden_act": "tanh", "rms_norm_eps": "small",
+        "rope_parameters": {"rope_type": "longrope"}, "quantization_config": {"quant_method": "gptq"},
         "tie_word_embeddings": 1,
     }));
     for wanted in [
         "hidden_size is missing",
         "no multiple of num_key_value_heads (3)",
-        "hidden_act gelu",
+        "hidden_act tanh is not known",
         "rms_norm_eps is \"small\"",
-        "rope_type yarn is not known",
+        "rope_type longrope is not known",
         "quantized (gptq)",
         "tie_word_embeddings is 1",
     ] {
@@ -128,20 +132,20 @@ fn a_truncated_file_is_told() {
         (0, "is truncated"),
     ] {
         fs::write(&path, &bytes[..len]).unwrap();
-        let error = BaseShape::read(dir.path()).unwrap_err().to_string();
+        let error = BaseShape::read(dir.path(), Head::LanguageModel).unwrap_err().to_string();
         assert!(error.contains(wanted) && error.starts_with("model.safetensors: "), "{len}: {error}");
     }
     fs::write(&path, b"<!DOCTYPE html><html>").unwrap();
-    let error = BaseShape::read(dir.path()).unwrap_err().to_string();
+    let error = BaseShape::read(dir.path(), Head::LanguageModel).unwrap_err().to_string();
     assert!(error.contains("does not begin like a safetensors file"), "{error}");
 }
 
 #[test]
 fn missing_files_are_told_together() {
     let dir = tempfile::tempdir().unwrap();
-    let error = BaseShape::read(dir.path()).unwrap_err().to_string();
+    let error = BaseShape::read(dir.path(), Head::LanguageModel).unwrap_err().to_string();
     assert!(error.contains("config.json is missing; model.safetensors is missing, and so is"), "{error}");
-    let error = BaseShape::read(&dir.path().join("nowhere")).unwrap_err().to_string();
+    let error = BaseShape::read(&dir.path().join("nowhere"), Head::LanguageModel).unwrap_err().to_string();
     assert!(error.contains("is not a folder"), "{error}");
     fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
     let error = base_files(dir.path()).unwrap_err().to_string();
@@ -167,7 +171,7 @@ fn write_shard(path: &Path, tensors: &[(&str, &TensorEntry)]) {
 
 #[test]
 fn shards_are_found_by_their_index() {
-    let shape = BaseShape::read(&example()).unwrap();
+    let shape = BaseShape::read(&example(), Head::LanguageModel).unwrap();
     let dir = copy();
     fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     let tensors: Vec<_> = shape.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
@@ -181,13 +185,13 @@ fn shards_are_found_by_their_index() {
         .collect();
     let index = serde_json::json!({"metadata": {}, "weight_map": map});
     fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
-    let sharded = BaseShape::read(dir.path()).unwrap();
+    let sharded = BaseShape::read(dir.path(), Head::LanguageModel).unwrap();
     assert_eq!(sharded.linears, shape.linears);
     assert_eq!(sharded.tensors["model.norm.weight"].file, "model-00002-of-00002.safetensors");
     let files = base_files(dir.path()).unwrap();
     assert!(files.contains(&"model.safetensors.index.json".to_owned()) && files.len() == 8, "{files:?}");
     fs::remove_file(dir.path().join("model-00002-of-00002.safetensors")).unwrap();
-    let error = BaseShape::read(dir.path()).unwrap_err().to_string();
+    let error = BaseShape::read(dir.path(), Head::LanguageModel).unwrap_err().to_string();
     assert!(error.contains("model-00002-of-00002.safetensors is missing"), "{error}");
 }
 

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::job::Job;
+use crate::{base::Head, job::Job};
 
 fn example() -> BaseShape {
-    BaseShape::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/base")).unwrap()
+    BaseShape::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/base"), Head::LanguageModel)
+        .unwrap()
 }
 
 /// An adapter as a job file's section says it.
@@ -141,7 +142,7 @@ fn the_environment_s_parity_cases_have_the_same_layers_and_ranks() {
         let case = case.unwrap().path();
         let config = fs::read_to_string(case.join("adapter/adapter_config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-        let Ok(shape) = BaseShape::read(&case.join("base")) else { continue };
+        let Ok(shape) = BaseShape::read(&case.join("base"), Head::LanguageModel) else { continue };
         if config["peft_type"] != "LORA" {
             continue;
         }
