@@ -1,8 +1,7 @@
-//! The flat buffers that hold an adapter's weights and moments, and the named views into them.
+//! Where an adapter's matrices lie in the flat buffers of weights and gradients, and named views into them.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// What kind of module is adapted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,70 +249,6 @@ impl<'a> AdapterView<'a> {
     }
 }
 
-/// Everything that a step changes: the adapter's weights and AdamW's moments, after `step` finished steps.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State {
-    /// Finished optimizer steps.
-    pub step: u64,
-    /// Adapter weights.
-    pub weights: Vec<f32>,
-    /// First moments (exponential average of the gradient).
-    pub first: Vec<f32>,
-    /// Second moments (exponential average of its square).
-    pub second: Vec<f32>,
-}
-
-impl State {
-    /// A state of `len` zeros at step 0.
-    pub fn zeros(len: usize) -> Self {
-        Self { step: 0, weights: vec![0.0; len], first: vec![0.0; len], second: vec![0.0; len] }
-    }
-}
-
-/// Two whole states: the current one, and a spare one into which the next is written.
-///
-/// Invariant: the current state is whole at every instant. Only [`States::adopt`] changes which one is current, after
-/// the spare one has been written completely.
-#[derive(Clone, Debug)]
-pub struct States {
-    layout: Arc<Layout>,
-    current: State,
-    spare: State,
-}
-
-impl States {
-    /// Both states zero, at step 0.
-    pub fn new(layout: Arc<Layout>) -> Self {
-        let len = layout.len();
-        Self { layout, current: State::zeros(len), spare: State::zeros(len) }
-    }
-
-    /// The layout that all buffers share.
-    pub fn layout(&self) -> &Arc<Layout> {
-        &self.layout
-    }
-
-    /// The last whole state.
-    pub fn current(&self) -> &State {
-        &self.current
-    }
-
-    /// The current state's weights.
-    pub fn view(&self) -> AdapterView<'_> {
-        AdapterView::new(&self.layout, &self.current.weights)
-    }
-
-    /// The current state to read, and the spare one to write. What is written counts only after [`States::adopt`].
-    pub fn current_and_spare(&mut self) -> (&State, &mut State) {
-        (&self.current, &mut self.spare)
-    }
-
-    /// Makes the spare state, now whole, the current one.
-    pub fn adopt(&mut self) {
-        std::mem::swap(&mut self.current, &mut self.spare);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -375,18 +310,5 @@ mod tests {
         let view = AdapterView::new(&layout, &weights);
         assert_eq!(view.get("v").unwrap().b, [20.0, 21.0]);
         assert!(view.get("k").is_none());
-    }
-
-    #[test]
-    fn the_spare_state_counts_only_once_adopted() {
-        let mut states = States::new(Arc::new(layout()));
-        let (_, spare) = states.current_and_spare();
-        spare.step = 1;
-        spare.weights[0] = 7.0;
-        assert_eq!(states.current().step, 0);
-        assert_eq!(states.view().weights[0], 0.0);
-        states.adopt();
-        assert_eq!(states.current().step, 1);
-        assert_eq!(states.view().weights[0], 7.0);
     }
 }

@@ -1,13 +1,12 @@
-//! An adapter's weights and its optimizer's state ⇄ safetensors bytes, the same bytes for the same state.
+//! An adapter's weights ⇄ safetensors bytes, the same bytes for the same weights.
 
 use std::collections::{BTreeSet, HashMap};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::{AdapterError, OPTIMIZER_FILE, WEIGHTS_FILE};
-use crate::exact::SCALE_BITS;
-use crate::params::{AdaptedModule, Layout, State};
+use super::{AdapterError, WEIGHTS_FILE};
+use crate::params::{AdaptedModule, Layout};
 
 /// PEFT's key of a module's `A` (`[rank, in_features]`).
 pub fn key_a(module: &str) -> String {
@@ -20,24 +19,17 @@ pub fn key_b(module: &str) -> String {
 }
 
 /// One named matrix of a flat buffer.
-struct Matrix {
-    key: String,
-    shape: Vec<usize>,
-    place: std::ops::Range<usize>,
+pub(crate) struct Matrix {
+    pub key: String,
+    pub shape: Vec<usize>,
+    pub place: std::ops::Range<usize>,
 }
 
-fn matrices(layout: &Layout, prefix: &str) -> Vec<Matrix> {
+/// Every matrix of an adapter under PEFT's key, in the order of the flat buffers.
+pub(crate) fn matrices(layout: &Layout) -> Vec<Matrix> {
     let pair = |m: &AdaptedModule| {
-        let a = Matrix {
-            key: format!("{prefix}{}", key_a(&m.module)),
-            shape: vec![m.rank, m.in_features],
-            place: m.a.clone(),
-        };
-        let b = Matrix {
-            key: format!("{prefix}{}", key_b(&m.module)),
-            shape: vec![m.out_features, m.rank],
-            place: m.b.clone(),
-        };
+        let a = Matrix { key: key_a(&m.module), shape: vec![m.rank, m.in_features], place: m.a.clone() };
+        let b = Matrix { key: key_b(&m.module), shape: vec![m.out_features, m.rank], place: m.b.clone() };
         [a, b]
     };
     layout.modules().iter().flat_map(pair).collect()
@@ -49,36 +41,13 @@ fn bytes_of(values: &[f32]) -> Vec<u8> {
 
 /// The bytes of `adapter_model.safetensors`: PEFT's keys, f32, sorted by name.
 pub fn write_weights(layout: &Layout, weights: &[f32]) -> Vec<u8> {
-    write(&[("", layout, weights)], &[])
-}
-
-/// The bytes of `optimizer.safetensors`: both moments under the adapter's keys, the step, the scale of exact sums.
-pub fn write_optimizer(layout: &Layout, state: &State) -> Vec<u8> {
-    let scalars = [("scale_bits", i64::from(SCALE_BITS)), ("step", state.step as i64)];
-    write(&[(FIRST, layout, &state.first), (SECOND, layout, &state.second)], &scalars)
-}
-
-const FIRST: &str = "exp_avg/";
-const SECOND: &str = "exp_avg_sq/";
-
-fn write(buffers: &[(&str, &Layout, &[f32])], scalars: &[(&str, i64)]) -> Vec<u8> {
-    let raw: Vec<Vec<u8>> = buffers.iter().map(|(_, _, values)| bytes_of(values)).collect();
-    let scalars: Vec<(&str, [u8; 8])> =
-        scalars.iter().map(|(name, value)| (*name, value.to_le_bytes())).collect();
-    let mut tensors = Vec::new();
-    for ((prefix, layout, _), raw) in buffers.iter().zip(&raw) {
-        for matrix in matrices(layout, prefix) {
-            let data = &raw[matrix.place.start * 4..matrix.place.end * 4];
-            let view =
-                TensorView::new(Dtype::F32, matrix.shape, data).expect("a matrix is as long as its place");
-            tensors.push((matrix.key, view));
-        }
-    }
-    for (name, bytes) in &scalars {
-        let view = TensorView::new(Dtype::I64, vec![1], bytes).expect("8 bytes are one i64");
-        tensors.push(((*name).to_owned(), view));
-    }
-    // Sorted by dtype and name inside; one metadata entry, so that its order is one too.
+    let raw = bytes_of(weights);
+    let tensors = matrices(layout).into_iter().map(|matrix| {
+        let data = &raw[matrix.place.start * 4..matrix.place.end * 4];
+        let view = TensorView::new(Dtype::F32, matrix.shape, data).expect("a matrix is as long as its place");
+        (matrix.key, view)
+    });
+    // One metadata entry, so that its order is one too.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize(tensors, Some(metadata)).expect("names are unique and sizes consistent")
 }
@@ -91,31 +60,9 @@ pub fn read_weights(layout: &Layout, bytes: &[u8]) -> Result<Vec<f32>, AdapterEr
     let file = parse(WEIGHTS_FILE, bytes)?;
     let mut weights = vec![0.0; layout.len()];
     let mut problems = Problems::new(&file, WEIGHTS_FILE);
-    problems.fill(layout, "", &mut weights);
+    problems.fill(layout, &mut weights);
     problems.finish()?;
     Ok(weights)
-}
-
-/// Reads `optimizer.safetensors` into a state, whose weights are left alone.
-///
-/// # Errors
-/// When the file is damaged, its tensors are not exactly those of the layout, or its exact sums had another scale.
-pub fn read_optimizer(layout: &Layout, bytes: &[u8], state: &mut State) -> Result<(), AdapterError> {
-    let file = parse(OPTIMIZER_FILE, bytes)?;
-    let mut problems = Problems::new(&file, OPTIMIZER_FILE);
-    problems.fill(layout, FIRST, &mut state.first);
-    problems.fill(layout, SECOND, &mut state.second);
-    let step = problems.scalar("step");
-    if let Some(bits) = problems.scalar("scale_bits")
-        && bits != i64::from(SCALE_BITS)
-    {
-        problems.found.push(format!("its sums have the scale 2^{bits}, this build's 2^{SCALE_BITS}"));
-    }
-    match step.and_then(|step| u64::try_from(step).ok()) {
-        Some(step) => state.step = step,
-        None => problems.found.push("step is not a number of steps".to_owned()),
-    }
-    problems.finish()
 }
 
 fn parse<'a>(file: &'static str, bytes: &'a [u8]) -> Result<SafeTensors<'a>, AdapterError> {
@@ -148,8 +95,8 @@ impl<'a> Problems<'a> {
         }
     }
 
-    fn fill(&mut self, layout: &Layout, prefix: &str, buffer: &mut [f32]) {
-        for Matrix { key, shape, place } in matrices(layout, prefix) {
+    fn fill(&mut self, layout: &Layout, buffer: &mut [f32]) {
+        for Matrix { key, shape, place } in matrices(layout) {
             let Some(view) = self.take(&key) else { continue };
             if view.shape() != shape {
                 self.found.push(format!("{key} has the shape {:?}, not {shape:?}", view.shape()));
@@ -159,15 +106,6 @@ impl<'a> Problems<'a> {
                 self.found.push(format!("{key} has values that are not finite"));
             }
         }
-    }
-
-    fn scalar(&mut self, key: &str) -> Option<i64> {
-        let view = self.take(key)?;
-        let bytes = <[u8; 8]>::try_from(view.data()).ok().filter(|_| view.dtype() == Dtype::I64);
-        if bytes.is_none() {
-            self.found.push(format!("{key} is not one I64"));
-        }
-        bytes.map(i64::from_le_bytes)
     }
 
     fn finish(mut self) -> Result<(), AdapterError> {
@@ -219,21 +157,16 @@ mod tests {
         layout
     }
 
-    fn state() -> State {
-        let layout = layout();
-        let values = |factor: f32| (0..layout.len()).map(|i| i as f32 * factor).collect();
-        State { step: 12, weights: values(1.0), first: values(0.5), second: values(0.25) }
+    fn weights() -> Vec<f32> {
+        (0..layout().len()).map(|i| i as f32).collect()
     }
 
     #[test]
     fn what_is_written_is_read_again() {
-        let (layout, state) = (layout(), state());
-        let weights = write_weights(&layout, &state.weights);
-        assert_eq!(weights, write_weights(&layout, &state.weights));
-        assert_eq!(read_weights(&layout, &weights).unwrap(), state.weights);
-        let mut read = State { weights: state.weights.clone(), ..State::zeros(layout.len()) };
-        read_optimizer(&layout, &write_optimizer(&layout, &state), &mut read).unwrap();
-        assert_eq!(read, state);
+        let (layout, weights) = (layout(), weights());
+        let bytes = write_weights(&layout, &weights);
+        assert_eq!(bytes, write_weights(&layout, &weights));
+        assert_eq!(read_weights(&layout, &bytes).unwrap(), weights);
     }
 
     #[test]
@@ -251,7 +184,6 @@ mod tests {
 
     #[test]
     fn wrong_tensors_are_all_named() {
-        let state = state();
         let mut other = Layout::new();
         other.push("model.layers.0.self_attn.v_proj", 3, 2, 2, 1.0);
         other.push("model.layers.0.mlp.up_proj", 4, 3, 1, 1.0);
@@ -260,7 +192,7 @@ mod tests {
         let message = read_weights(&layout(), &bytes).unwrap_err().to_string();
         assert!(message.contains("up_proj.lora_A.weight has the shape [1, 4], not [1, 3]"), "{message}");
         assert!(message.contains("down_proj.lora_B.weight is not expected"), "{message}");
-        let mut bytes = write_weights(&layout(), &state.weights);
+        let mut bytes = write_weights(&layout(), &weights());
         bytes.truncate(bytes.len() - 1);
         assert!(matches!(read_weights(&layout(), &bytes), Err(AdapterError::Safetensors { .. })));
     }

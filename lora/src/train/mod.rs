@@ -1,0 +1,142 @@
+//! The trainer: one step is the gradients of my micro-batches, an exchange that is the caller's, and an update.
+
+mod checkpoint;
+mod error;
+mod evaluate;
+mod setup;
+mod step;
+
+use std::sync::Arc;
+
+use lorafleet_spec::job::{Job, Reduce};
+
+use crate::adapter::config::AdapterConfig;
+use crate::adapter::{Adapter, init};
+use crate::base::Base;
+use crate::exact::{Accumulator, ReduceBuffer};
+use crate::flops::FlopCounter;
+use crate::optim::Optimizer;
+use crate::optim::schedule::LearningRate;
+use crate::optim::state::States;
+use crate::params::{AdapterView, Layout};
+
+pub use checkpoint::{CheckpointFiles, Snapshot};
+pub use error::TrainError;
+pub use evaluate::EvalSums;
+pub use step::StepReport;
+
+/// One member's part in training one adapter on a frozen base.
+///
+/// A step: [`Trainer::micro_batch`] for each of this member's micro-batches; all-reduce [`Trainer::reduce_buffer`] by
+/// summing over the members; [`Trainer::finish_step`]. The current state changes only in `finish_step` and `restore`, and
+/// only as a whole; after a failed exchange, [`Trainer::abandon_step`] and the step can be computed again.
+///
+/// Its results have the same bits for any number of rayon threads, and with exact sums for any number of members.
+pub struct Trainer {
+    base: Arc<Base>,
+    config: AdapterConfig,
+    layout: Arc<Layout>,
+    states: States,
+    accumulator: Accumulator,
+    /// Gradients of one micro-batch, then the mean gradient of the step.
+    gradients: Vec<f32>,
+    /// Scratch of the gradient norm.
+    partials: Vec<f64>,
+    optimizer: Box<dyn Optimizer>,
+    rate: LearningRate,
+    /// Peak learning rate, for reports: LoRA+ has others beside it.
+    peak: f64,
+    clip: f64,
+    total_steps: u64,
+    flops: FlopCounter,
+}
+
+impl Trainer {
+    /// A trainer at step 0 with the job's initial adapter.
+    ///
+    /// `total_steps` is the length of the job, which its schedule needs; `control_words` is how many words of the
+    /// reduced buffer the caller wants for itself.
+    ///
+    /// # Errors
+    /// When the job's adapter does not fit the base.
+    pub fn new(
+        base: Arc<Base>,
+        job: &Job,
+        total_steps: u64,
+        control_words: usize,
+    ) -> Result<Self, TrainError> {
+        let base_model = Some(job.base.source.clone()).filter(|source| !source.is_empty());
+        let config = AdapterConfig { base_model, adapter: job.adapter.clone() };
+        let layout = Arc::new(config.layout(base.shape())?);
+        let train = &job.train;
+        let optimizer = setup::optimizer(train, &layout);
+        let weights = init::initial_weights(&layout, train.seed);
+        let exact = train.reduce == Reduce::Exact;
+        Ok(Self {
+            base,
+            config,
+            states: States::new(weights, optimizer.plan()),
+            accumulator: Accumulator::new(layout.len(), control_words, exact, job.workers.max),
+            gradients: vec![0.0; layout.len()],
+            partials: Vec::new(),
+            layout,
+            optimizer,
+            rate: setup::rate(train, total_steps),
+            peak: train.lr,
+            clip: train.clip,
+            total_steps,
+            flops: FlopCounter::default(),
+        })
+    }
+
+    /// The last finished step; 0 before the first.
+    pub fn step(&self) -> u64 {
+        self.states.current().step
+    }
+
+    /// Where the trained tensors lie in the flat buffers.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// The current weights as the model sees them.
+    fn view(&self) -> AdapterView<'_> {
+        AdapterView::new(&self.layout, &self.states.current().weights)
+    }
+
+    /// Sets a word that the members exchange with the gradients; it must stay below 2^24.
+    ///
+    /// The words are zero when a step begins.
+    pub fn set_control(&mut self, index: usize, word: u32) {
+        self.accumulator.set_control(index, word);
+    }
+
+    /// A control word: the sum over members, between the all-reduce and [`Trainer::finish_step`].
+    pub fn control(&self, index: usize) -> u64 {
+        self.accumulator.control(index)
+    }
+
+    /// What the members all-reduce by summing: gradients, loss, token counts, control words.
+    pub fn reduce_buffer(&mut self) -> ReduceBuffer<'_> {
+        self.accumulator.buffer()
+    }
+
+    /// A copy of the current adapter.
+    pub fn adapter(&self) -> Adapter {
+        Adapter {
+            config: self.config.clone(),
+            layout: self.layout.clone(),
+            weights: self.states.current().weights.clone(),
+        }
+    }
+
+    /// Parameters that are trained.
+    pub fn trainable_parameters(&self) -> usize {
+        self.layout.len()
+    }
+
+    /// Floating-point operations of the model's products, counted where they are spent.
+    pub fn flops(&self) -> &FlopCounter {
+        &self.flops
+    }
+}

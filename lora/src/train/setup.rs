@@ -1,0 +1,37 @@
+//! From the job's words to the trainer's parts: which optimizer, by which rules, along which course.
+
+use lorafleet_spec::job::{Schedule, TrainSpec};
+
+use crate::adapter::file::matrices;
+use crate::optim::adamw::{AdamW, Settings};
+use crate::optim::rules::Rules;
+use crate::optim::schedule::{Course, LearningRate};
+use crate::optim::{Optimizer, Parameter};
+use crate::params::Layout;
+
+/// The job's optimizer over the layout's tensors.
+pub(super) fn optimizer(train: &TrainSpec, layout: &Layout) -> Box<dyn Optimizer> {
+    let parameters = parameters(train, layout);
+    let settings = Settings { beta1: train.beta1, beta2: train.beta2, eps: train.eps };
+    Box::new(AdamW::new(settings, &parameters))
+}
+
+/// The trained tensors with their rates, in the order of the flat buffers.
+fn parameters(train: &TrainSpec, layout: &Layout) -> Vec<Parameter> {
+    let rules = Rules { lr: train.lr, weight_decay: train.weight_decay, loraplus_lr_ratio: 1.0 };
+    let parameter = |matrix: crate::adapter::file::Matrix| {
+        let (lr, weight_decay) = rules.of(&matrix.key, matrix.shape.len());
+        Parameter { key: matrix.key, shape: matrix.shape, place: matrix.place, lr, weight_decay }
+    };
+    matrices(layout).into_iter().map(parameter).collect()
+}
+
+/// The job's learning rate.
+pub(super) fn rate(train: &TrainSpec, total_steps: u64) -> LearningRate {
+    let course = match train.schedule {
+        Schedule::Constant => Course::Constant,
+        Schedule::Linear => Course::Linear,
+        Schedule::Cosine => Course::Cosine,
+    };
+    LearningRate::new(course, train.warmup_steps(total_steps), total_steps)
+}
