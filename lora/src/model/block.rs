@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::ModelError;
 use super::cache::LayerCache;
-use crate::linear::{Adapted, Factors, FrozenLinear, Output, forward};
+use crate::linear::{Adapted, Factors, FrozenLinear, Kept, Output, Rows, forward};
 use crate::ops::attention::{self, Heads, Span};
 use crate::ops::rms_norm::Weight;
 use crate::ops::rope::{RopeTable, Turn, rotate};
@@ -62,6 +62,7 @@ pub(crate) struct Pass<'a> {
     pub rope: &'a RopeTable,
     pub heads: Heads,
     pub eps: f32,
+    pub rows: &'a Rows,
     pub scope: Scope<'a>,
 }
 
@@ -83,8 +84,8 @@ pub(crate) struct Saved {
     pub mlp_rstd: Tensor,
     pub gate: Tensor,
     pub up: Tensor,
-    /// `s·x·Aᵀ` of each slot.
-    pub lows: [Option<Tensor>; 7],
+    /// What each slot's layer keeps.
+    pub lows: [Kept; 7],
 }
 
 impl Saved {
@@ -94,7 +95,8 @@ impl Saved {
         for tensor in [x, attention_rstd, q, k, v, attended, lse, mid, mlp_rstd, gate, up] {
             scope.pool.recycle(tensor)?;
         }
-        lows.into_iter().flatten().try_for_each(|low| scope.pool.recycle(low))
+        lows.into_iter().for_each(|low| low.recycle(scope));
+        Ok(())
     }
 }
 
@@ -118,12 +120,13 @@ impl Block {
         let at = |slot| self.adapted(factors, slot);
         let (h, attention_rstd) =
             rms_norm::forward(&x, Weight::plain(&self.attention_norm), pass.eps, None, scope)?;
-        let [q, k, v] = outputs(forward(&h, &[at(Slot::Q), at(Slot::K), at(Slot::V)], None, scope)?);
+        let [q, k, v] =
+            outputs(forward(&h, &[at(Slot::Q), at(Slot::K), at(Slot::V)], None, pass.rows, scope)?);
         scope.pool.recycle(h)?;
         let turned = rotate(q.y, pass.positions, pass.rope, Turn::Forward)?;
-        let (q, q_low) = (turned, q.low);
+        let (q, q_low) = (turned, q.kept);
         let turned = rotate(k.y, pass.positions, pass.rope, Turn::Forward)?;
-        let (k, k_low) = (turned, k.low);
+        let (k, k_low) = (turned, k.kept);
         let (attended, lse) = match cache {
             None => attention::forward(&q, &k, &v.y, pass.spans, pass.heads, scope)?,
             Some(cache) => {
@@ -131,15 +134,15 @@ impl Block {
                 attention::forward(&q, &k, &v, pass.spans, pass.heads, scope)?
             }
         };
-        let [o] = outputs(forward(&attended, &[at(Slot::O)], Some(&x), scope)?);
+        let [o] = outputs(forward(&attended, &[at(Slot::O)], Some(&x), pass.rows, scope)?);
         let mid = o.y;
         let (h, mlp_rstd) = rms_norm::forward(&mid, Weight::plain(&self.mlp_norm), pass.eps, None, scope)?;
-        let [gate, up] = outputs(forward(&h, &[at(Slot::Gate), at(Slot::Up)], None, scope)?);
+        let [gate, up] = outputs(forward(&h, &[at(Slot::Gate), at(Slot::Up)], None, pass.rows, scope)?);
         scope.pool.recycle(h)?;
         let act = swiglu::forward(&gate.y, &up.y, scope)?;
-        let [down] = outputs(forward(&act, &[at(Slot::Down)], Some(&mid), scope)?);
+        let [down] = outputs(forward(&act, &[at(Slot::Down)], Some(&mid), pass.rows, scope)?);
         scope.pool.recycle(act)?;
-        let lows = [q_low, k_low, v.low, o.low, gate.low, up.low, down.low];
+        let lows = [q_low, k_low, v.kept, o.kept, gate.kept, up.kept, down.kept];
         let (v, gate, up) = (v.y, gate.y, up.y);
         let saved = Saved { x, attention_rstd, q, k, v, attended, lse, mid, mlp_rstd, gate, up, lows };
         Ok((down.y, saved))

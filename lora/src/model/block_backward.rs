@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::ModelError;
 use super::block::{Block, BlockFactors, Pass, Saved, Slot};
-use crate::linear::{Upstream, backward_input, backward_weights};
+use crate::linear::{Into, Kept, Upstream, backward_input, backward_weights};
 use crate::ops::attention_backward::{self, Gradients};
 use crate::ops::rms_norm::Weight;
 use crate::ops::rope::{Turn, rotate};
@@ -66,11 +66,10 @@ impl Block {
         } else {
             d
         };
-        for tensor in
-            [x, attention_rstd, q, k, v, attended, lse].into_iter().chain(lows.into_iter().flatten())
-        {
+        for tensor in [x, attention_rstd, q, k, v, attended, lse] {
             scope.pool.recycle(tensor)?;
         }
+        lows.into_iter().for_each(|low| low.recycle(scope));
         if until == Until::Input {
             return Ok(Some(d));
         }
@@ -84,9 +83,9 @@ impl Block {
         factors: BlockFactors<'l, 'a>,
         slot: Slot,
         dy: &'l Tensor,
-        lows: &'l [Option<Tensor>; 7],
+        lows: &'l [Kept; 7],
     ) -> Upstream<'l, 'a> {
-        Upstream { layer: self.adapted(factors, slot), dy, low: lows[slot as usize].as_ref() }
+        Upstream { layer: self.adapted(factors, slot), dy, kept: &lows[slot as usize] }
     }
 
     /// The MLP: `d` becomes the gradient of `mid`, if the pass goes that far.
@@ -95,7 +94,7 @@ impl Block {
         &self,
         saved: Mlp,
         d: Tensor,
-        lows: &[Option<Tensor>; 7],
+        lows: &[Kept; 7],
         factors: BlockFactors,
         until: Until,
         gradients: &mut [f32],
@@ -104,24 +103,24 @@ impl Block {
         let scope = pass.scope;
         let Mlp { mid, rstd, gate, up } = saved;
         let down = [self.upstream(factors, Slot::Down, &d, lows)];
-        let (dact, reduced) = backward_input(&down, until > Until::Down, scope)?;
+        let (dact, reduced) = backward_input(&down, until > Until::Down, pass.rows, scope)?;
         let Some(dact) = dact else {
             let act = swiglu::forward(&gate, &up, scope)?;
-            backward_weights(&down, reduced, &act, gradients, scope)?;
+            backward_weights(&down, reduced, &act, gradients, Into::Overwrite, pass.rows, scope)?;
             for tensor in [mid, rstd, gate, up, act] {
                 scope.pool.recycle(tensor)?;
             }
             return Ok(d);
         };
         let swiglu::Backward { dgate, dup, act } = swiglu::backward(gate, up, dact)?;
-        backward_weights(&down, reduced, &act, gradients, scope)?;
+        backward_weights(&down, reduced, &act, gradients, Into::Overwrite, pass.rows, scope)?;
         scope.pool.recycle(act)?;
         let layers =
             [self.upstream(factors, Slot::Gate, &dgate, lows), self.upstream(factors, Slot::Up, &dup, lows)];
-        let (dh, reduced) = backward_input(&layers, until > Until::GateUp, scope)?;
+        let (dh, reduced) = backward_input(&layers, until > Until::GateUp, pass.rows, scope)?;
         if layers.iter().any(|l| l.layer.1.is_some()) {
             let h = rms_norm::again(&mid, Weight::plain(&self.mlp_norm), &rstd, scope)?;
-            backward_weights(&layers, reduced, &h, gradients, scope)?;
+            backward_weights(&layers, reduced, &h, gradients, Into::Overwrite, pass.rows, scope)?;
             scope.pool.recycle(h)?;
         }
         scope.pool.recycle(dgate)?;
@@ -146,7 +145,7 @@ impl Block {
         &self,
         at: Attention,
         d: Tensor,
-        lows: &[Option<Tensor>; 7],
+        lows: &[Kept; 7],
         factors: BlockFactors,
         until: Until,
         gradients: &mut [f32],
@@ -154,9 +153,9 @@ impl Block {
     ) -> Result<Tensor, ModelError> {
         let scope = pass.scope;
         let output = [self.upstream(factors, Slot::O, &d, lows)];
-        let (dout, reduced) = backward_input(&output, until > Until::Output, scope)?;
+        let (dout, reduced) = backward_input(&output, until > Until::Output, pass.rows, scope)?;
         if output[0].layer.1.is_some() {
-            backward_weights(&output, reduced, at.out, gradients, scope)?;
+            backward_weights(&output, reduced, at.out, gradients, Into::Overwrite, pass.rows, scope)?;
         }
         let Some(dout) = dout else { return Ok(d) };
         let saved = attention_backward::Saved { q: at.q, k: at.k, v: at.v, out: at.out, lse: at.lse };
@@ -170,10 +169,10 @@ impl Block {
             self.upstream(factors, Slot::K, &dk, lows),
             self.upstream(factors, Slot::V, &dv, lows),
         ];
-        let (dh, reduced) = backward_input(&layers, until > Until::Qkv, scope)?;
+        let (dh, reduced) = backward_input(&layers, until > Until::Qkv, pass.rows, scope)?;
         if layers.iter().any(|l| l.layer.1.is_some()) {
             let h = rms_norm::again(at.x, Weight::plain(&self.attention_norm), at.rstd, scope)?;
-            backward_weights(&layers, reduced, &h, gradients, scope)?;
+            backward_weights(&layers, reduced, &h, gradients, Into::Overwrite, pass.rows, scope)?;
             scope.pool.recycle(h)?;
         }
         for tensor in [dq, dk, dv] {

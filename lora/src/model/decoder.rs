@@ -13,7 +13,7 @@ use super::head::Head;
 use super::weights::Weights;
 use super::{ModelError, PackedBatch};
 use crate::flops::FlopCounter;
-use crate::linear::{Factors, FrozenLinear};
+use crate::linear::{Factors, FrozenLinear, Rows};
 use crate::ops::Scope;
 use crate::ops::attention::{Heads, Span};
 use crate::ops::embedding::{Table, lookup};
@@ -62,6 +62,7 @@ struct Run<'a> {
     spans: Vec<Span>,
     rope: Arc<RopeTable>,
     factors: Vec<Option<Factors<'a>>>,
+    rows: Rows,
 }
 
 impl Decoder {
@@ -236,7 +237,8 @@ impl Decoder {
         let run = Run {
             spans: vec![Span { queries: 0..tokens.len(), keys: 0..after }],
             rope: self.rope(after),
-            factors: Factors::prepare(self.frozen(), adapter, scope),
+            factors: Factors::prepare(self.frozen(), views(adapter), scope),
+            rows: Rows::of_one(tokens.len(), Vec::new()),
         };
         let positions: Vec<u32> = (before as u32..after as u32).collect();
         let pass = self.pass(&run, &positions, scope);
@@ -284,13 +286,14 @@ impl Decoder {
         Ok(Run {
             spans: spans.collect(),
             rope: self.rope(batch.longest()),
-            factors: Factors::prepare(self.frozen(), adapter, scope),
+            factors: Factors::prepare(self.frozen(), views(adapter), scope),
+            rows: Rows::of_one(batch.inputs().len(), Vec::new()),
         })
     }
 
     fn pass<'a>(&'a self, run: &'a Run, positions: &'a [u32], scope: Scope<'a>) -> Pass<'a> {
-        let Run { spans, rope, .. } = run;
-        Pass { spans, positions, rope, heads: self.heads, eps: self.eps, scope }
+        let Run { spans, rope, rows, .. } = run;
+        Pass { spans, positions, rope, rows, heads: self.heads, eps: self.eps, scope }
     }
 
     fn factors<'r, 'a>(&self, run: &'r Run<'a>, block: usize) -> &'r [Option<Factors<'a>>] {
@@ -353,6 +356,11 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// The adapters of a pass.
+fn views<'v, 'a>(adapter: Option<&'v AdapterView<'a>>) -> &'v [AdapterView<'a>] {
+    adapter.map_or(&[], std::slice::from_ref)
 }
 
 fn linear(weights: &Weights, shape: &BaseShape, name: String) -> Result<FrozenLinear, ModelError> {

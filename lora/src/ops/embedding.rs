@@ -6,7 +6,7 @@ use super::product::Packed;
 use super::{OpError, Scope, for_rows, matrix};
 
 /// The embedding table `[V, H]`, frozen.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Table<'a> {
     /// Row-major.
     Rows(&'a [f32]),
@@ -14,16 +14,22 @@ pub(crate) enum Table<'a> {
     Packed(&'a Packed),
 }
 
+impl Table<'_> {
+    /// Reads one token's row, of length H.
+    pub fn read(&self, token: usize, row: &mut [f32]) {
+        match self {
+            Table::Rows(values) => row.copy_from_slice(&values[token * row.len()..][..row.len()]),
+            Table::Packed(packed) => packed.read_row(token, row),
+        }
+    }
+}
+
 /// `tokens` → `[T, H]`. Every token must be below V.
 pub(crate) fn lookup(table: Table, tokens: &[u32], hidden: usize, scope: Scope) -> Result<Tensor, OpError> {
     let mut x = scope.pool.take(tokens.len() * hidden);
     for_rows(&mut x, hidden, |first, rows| {
         for (row, &token) in rows.chunks_exact_mut(hidden).zip(&tokens[first..]) {
-            let token = token as usize;
-            match table {
-                Table::Rows(values) => row.copy_from_slice(&values[token * hidden..][..hidden]),
-                Table::Packed(packed) => packed.read_row(token, row),
-            }
+            table.read(token as usize, row);
         }
     });
     matrix(x, hidden)

@@ -124,8 +124,8 @@ impl Summand<'_> {
     }
 }
 
-/// Most terms of one product: q, k and v, each with its adapter; a layer with its adapter and a bias.
-const MOST_TERMS: usize = 6;
+/// Most terms of one product: q, k and v, each with its adapter and the start that is subtracted from it.
+const MOST_TERMS: usize = 9;
 
 /// One product, its result `[m, n]`.
 pub(crate) struct Product<'a> {
@@ -134,6 +134,7 @@ pub(crate) struct Product<'a> {
     summands: Vec<Summand<'a>>,
     alpha: f32,
     add: Option<&'a [f32]>,
+    accumulated: bool,
     out: &'a mut [f32],
     row: usize,
     col: usize,
@@ -144,7 +145,7 @@ impl<'a> Product<'a> {
     pub fn new(out: &'a mut [f32], m: usize, n: usize) -> Self {
         assert_eq!(out.len(), m * n, "destination of a product");
         let summands = Vec::with_capacity(2);
-        Self { m, n, summands, alpha: 1.0, add: None, out, row: n, col: 1 }
+        Self { m, n, summands, alpha: 1.0, add: None, accumulated: false, out, row: n, col: 1 }
     }
 
     /// A result whose transpose, `n` rows of `m`, is written row-major.
@@ -167,9 +168,15 @@ impl<'a> Product<'a> {
         self
     }
 
+    /// Adds to what the destination holds, instead of overwriting it.
+    pub fn accumulated(mut self, accumulated: bool) -> Self {
+        self.accumulated = accumulated;
+        self
+    }
+
     /// Adds a matrix with the result's layout.
     pub fn plus(mut self, add: &'a [f32]) -> Self {
-        assert_eq!(add.len(), self.out.len(), "addend of a product");
+        assert!(add.len() == self.out.len() && !self.accumulated, "addend of a product");
         self.add = Some(add);
         self
     }
@@ -242,7 +249,11 @@ pub(crate) fn run<'a>(products: impl IntoIterator<Item = Product<'a>>, flops: &F
         work += 2 * product.m * product.n * product.depth();
         let split = product.split();
         let c = product.out.as_mut_ptr();
-        let add = product.add.map_or(std::ptr::null(), <[f32]>::as_ptr);
+        let add = match product.add {
+            Some(add) => add.as_ptr(),
+            None if product.accumulated => c.cast_const(),
+            None => std::ptr::null(),
+        };
         let out = Out { alpha: product.alpha, add, c, row: product.row, col: product.col };
         shared.push((Shared { summands: product.summands, n: product.n, out }, product.m, split));
     }
