@@ -101,7 +101,7 @@ impl Reader<'_> {
             mlp: sizes.mlp,
             vocab: self.size("vocab_size", None),
             max_positions,
-            tied: self.flag("tie_word_embeddings", fields.tied),
+            tied: family.language_model.is_some() && self.flag("tie_word_embeddings", fields.tied),
             norm: Norm { kind: family.norm, eps: self.number(fields.eps.0, Some(fields.eps.1)) },
             positions,
             activation: self.activation(fields.activation.0, fields.activation.1),
@@ -119,7 +119,9 @@ impl Reader<'_> {
     fn sizes(&mut self, fields: &Fields, rotary: bool) -> Sizes {
         let hidden = self.size(fields.hidden, None);
         let heads = self.size(fields.heads, None);
-        let kv_heads = self.size("num_key_value_heads", Some(fields.kv_heads.unwrap_or(heads)));
+        // An explicit null means as many as queries, in every family.
+        let kv_default = fields.kv_heads.filter(|_| !self.fields.contains_key("num_key_value_heads"));
+        let kv_heads = self.size("num_key_value_heads", Some(kv_default.unwrap_or(heads)));
         let head_dim = if rotary {
             self.size("head_dim", Some(fields.head_dim.unwrap_or(hidden / heads)))
         } else {

@@ -3,6 +3,7 @@
 use super::parts::{EmbeddingRole, HeadActivation, HeadToken, NormKind, NormRole, Placement, Role};
 
 mod decoders;
+mod encoders;
 
 /// A family of models: a table of what its transformer is made of.
 #[derive(Debug, PartialEq)]
@@ -147,16 +148,29 @@ pub(super) const fn row(name: &'static str, role: Role, input: Dim, output: Dim,
 }
 
 /// Families that the trainer can compute.
-static FAMILIES: &[&Family] = &[&decoders::LLAMA];
+static FAMILIES: &[Family] = &[
+    decoders::LLAMA,
+    decoders::MISTRAL,
+    decoders::QWEN2,
+    decoders::QWEN3,
+    decoders::GEMMA2,
+    decoders::GEMMA3,
+    decoders::PHI3,
+    decoders::GPT2,
+    encoders::BERT,
+    encoders::ROBERTA,
+    encoders::XLM_ROBERTA,
+    encoders::DISTILBERT,
+];
 
 /// The family of an architecture.
 pub(super) fn by_architecture(architecture: &str) -> Option<&'static Family> {
-    FAMILIES.iter().copied().find(|family| family.architectures.contains(&architecture))
+    FAMILIES.iter().find(|family| family.architectures.contains(&architecture))
 }
 
 /// The family of a `model_type`, for config files without `architectures`.
 pub(super) fn by_model_type(model_type: &str) -> Option<&'static Family> {
-    FAMILIES.iter().copied().find(|family| family.name == model_type)
+    FAMILIES.iter().find(|family| family.name == model_type)
 }
 
 /// Every family that can be trained, by its `model_type`.

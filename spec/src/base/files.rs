@@ -61,10 +61,10 @@ fn weight_names(dir: &Path) -> Result<Vec<String>, BaseError> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let hint = if dir.join("pytorch_model.bin").exists() {
-                "; convert pytorch_model.bin to safetensors first".to_owned()
-            } else {
-                format!(", and so is {INDEX}")
+            let old = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+            let hint = match old.into_iter().find(|name| dir.join(name).exists()) {
+                Some(old) => format!("; {}", convert(old)),
+                None => format!(", and so is {INDEX}"),
             };
             return Err(BaseError::MissingFile { file: SINGLE.to_owned(), hint: Some(hint) });
         }
@@ -78,6 +78,14 @@ fn weight_names(dir: &Path) -> Result<Vec<String>, BaseError> {
         .map(|name| BaseError::MissingFile { file: name.clone(), hint: Some(format!("; {INDEX} names it")) })
         .collect();
     if missing.is_empty() { Ok(shards) } else { Err(BaseError::Many(missing)) }
+}
+
+/// How pickled weights, which could run code when they are opened, become weights that are only data.
+pub(super) fn convert(old: &str) -> String {
+    format!(
+        "{old} is pickled, which is not read; convert it once: python -c \"from transformers import AutoModel as A; \
+         A.from_pretrained('FOLDER').save_pretrained('FOLDER')\" (AutoModelForCausalLM, where it has a head)"
+    )
 }
 
 /// The shards that an index names, each once, sorted.

@@ -1,5 +1,7 @@
 //! Bases read whole, and everything that can be wrong with one.
 
+mod families;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -149,7 +151,10 @@ fn missing_files_are_told_together() {
     assert!(error.contains("is not a folder"), "{error}");
     fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
     let error = base_files(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("convert pytorch_model.bin"), "{error}");
+    assert!(
+        error.contains("pytorch_model.bin is pickled, which is not read; convert it once: python -c"),
+        "{error}"
+    );
 }
 
 /// Writes a safetensors file of zeros with these tensors.

@@ -71,7 +71,7 @@ fn a_broken_base_does_not_hide_bad_data() {
     fs::write(dir.path().join("t.jsonl"), "[]\n").unwrap();
     let errors = errors("base: base\ndata: {train: t.jsonl}", dir.path());
     assert_eq!(errors.len(), 4, "{errors:#?}");
-    assert!(errors[0].contains("the architecture MambaForCausalLM is not known; known are LlamaForCausalLM"));
+    assert!(errors[0].contains("the architecture MambaForCausalLM is not known; known are llama"));
     assert!(errors[1].contains("model.safetensors is missing"));
     assert!(errors[2].contains("tokenizer.json: is missing"));
     assert!(errors[3].contains("data.train: line 1 is JSON, but no object"));

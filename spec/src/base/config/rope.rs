@@ -41,8 +41,10 @@ impl Reader<'_> {
     }
 
     fn scaling(&mut self, parameters: &Map<String, Value>, max_positions: usize) -> RopeScaling {
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str);
+        let kind = ["rope_type", "type"].iter().find_map(|field| parameters.get(*field)?.as_str());
         let original = "original_max_position_embeddings";
+        // Phi-3's first files called it su, or yarn.
+        let kind = if parameters.contains_key("short_factor") { Some("longrope") } else { kind };
         match kind.unwrap_or("default") {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: self.number_of(parameters, "factor", None) },
