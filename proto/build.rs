@@ -20,10 +20,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
+        .btree_map(".") // so that a message has one text only, which digests need
         .compile_well_known_types(true) // so that the next line may name them
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors.clone())?;
     let mut json = pbjson_build::Builder::new();
+    json.btree_map(["."]);
     for file in descriptors.file {
         json.register_file_descriptor(file);
     }

@@ -90,8 +90,8 @@ impl Client {
             sent.push(result);
         }
         let data = spec.data.get_or_insert_default();
-        for (field, data) in [("data.train", data.train.as_mut()), ("data.eval", data.eval.as_mut())] {
-            let Some(data) = data else { continue };
+        let train = data.train.iter_mut().map(|file| ("data.train", file));
+        for (field, data) in train.chain(data.eval.iter_mut().map(|file| ("data.eval", file))) {
             let Some(path) = local(field, &data.source, &data.sha256, folder)? else { continue };
             let file = hashed(path).await?;
             data.sha256 = same(field, &data.sha256, file.sha256.clone())?;

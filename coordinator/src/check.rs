@@ -58,9 +58,10 @@ impl Checker {
         if !missing.is_empty() {
             return Err(CheckError::Fields(missing));
         }
-        self.find_dataset("data.train", job.train_data.sha256.as_deref()).await?;
-        if let Some(eval) = &job.eval_data {
-            self.find_dataset("data.eval", eval.sha256.as_deref()).await?;
+        for (field, files) in [("data.train", &job.data.train), ("data.eval", &job.data.eval)] {
+            for file in files {
+                self.find_dataset(field, file.sha256.as_deref()).await?;
+            }
         }
         let base = digest("base", job.base.sha256.as_deref())?;
         let shape = self.base_shape(base).await?;

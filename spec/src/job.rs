@@ -4,7 +4,7 @@ mod check;
 mod defaults;
 mod yaml;
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use lorafleet_proto::v1 as pb;
 
@@ -49,10 +49,8 @@ pub struct Job {
     pub base: Source,
     /// What is trained.
     pub task: Task,
-    /// Examples to train on.
-    pub train_data: Source,
-    /// Examples to evaluate on.
-    pub eval_data: Option<Source>,
+    /// Examples, and how they are read.
+    pub data: DataSpec,
     /// The trained low-rank weights.
     pub adapter: AdapterSpec,
     /// Length, batch, optimizer.
@@ -79,11 +77,43 @@ pub struct Source {
 pub enum Task {
     /// Next-token prediction.
     CausalLm,
+    /// One label, or one number, for a text or a pair of texts.
+    Classification,
+}
+
+/// The data sets of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataSpec {
+    /// Files of examples to train on, at least one; together they are one data set.
+    pub train: Vec<Source>,
+    /// Files of examples to evaluate on; empty: no evaluation.
+    pub eval: Vec<Source>,
+    /// The data's own name of a field, by lorafleet's.
+    pub columns: BTreeMap<String, String>,
+    /// Classification: the labels in the order of their numbers; empty: those of the training data, sorted.
+    pub labels: Vec<String>,
+    /// Raw text: tokens that a chunk repeats of the one before it; below `max_length`.
+    pub overlap: u32,
+    /// Which tokens bear a label.
+    pub loss_on: LossOn,
+}
+
+/// Which tokens bear a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossOn {
+    /// What the model is to answer.
+    Completions,
+    /// Every token.
+    All,
 }
 
 /// The adapter; names and meanings are PEFT's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterSpec {
+    /// How the trained weights enter a layer.
+    pub method: Method,
+    /// How the low-rank weights begin.
+    pub init: Init,
     /// The LoRA rank r, at least 1.
     pub rank: u32,
     /// The LoRA alpha, finite and above 0.
@@ -100,6 +130,38 @@ pub struct AdapterSpec {
     pub alpha_pattern: Vec<(String, f64)>,
     /// Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732).
     pub rslora: bool,
+    /// Probability that an input of an adapter is dropped, in [0, 1).
+    pub dropout: f64,
+    /// Names of the module lists in which `layers` are counted; empty: any.
+    pub layers_pattern: Vec<String>,
+    /// Modules that are trained whole, by suffix of their names.
+    pub modules_to_save: Vec<String>,
+    /// An adapter whose weights are the start.
+    pub start: Option<Source>,
+}
+
+/// How the trained weights enter a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// LoRA (arXiv:2106.09685).
+    Lora,
+    /// Weight-decomposed LoRA (arXiv:2402.09353).
+    Dora,
+    /// Every weight of the base is trained.
+    Full,
+}
+
+/// How the low-rank weights begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// A Kaiming-uniform, B zero.
+    Kaiming,
+    /// A Gaussian with deviation 1/rank, B zero.
+    Gaussian,
+    /// The principal singular vectors of the weight (arXiv:2404.02948).
+    Pissa,
+    /// Orthonormal factors of the weight (arXiv:2406.01775).
+    Olora,
 }
 
 /// How the job trains.
@@ -121,13 +183,23 @@ pub struct TrainSpec {
     pub schedule: Schedule,
     /// Warm-up: below 1 a fraction of the steps, from 1 on a number of steps. See [`TrainSpec::warmup_steps`].
     pub warmup: f64,
-    /// Decoupled weight decay.
+    /// Weight decay: decoupled in AdamW and Lion, added to the gradient in SGD.
     pub weight_decay: f64,
     /// Largest global L2 norm of the gradient; 0: no clipping.
     pub clip: f64,
-    /// AdamW's first moment decay, in [0, 1).
+    /// What makes an update of a gradient.
+    pub optimizer: OptimizerKind,
+    /// SGD's momentum, in [0, 1).
+    pub momentum: f64,
+    /// Learning rate of B over that of A, above 0 (LoRA+, arXiv:2402.12354).
+    pub loraplus_lr_ratio: f64,
+    /// WSD's last steps: below 1 a fraction of the steps, from 1 on a number of steps. See [`TrainSpec::decay_steps`].
+    pub decay: f64,
+    /// Keep only each layer's input for the backward pass.
+    pub recompute: bool,
+    /// First moment decay of AdamW and Lion, in [0, 1).
     pub beta1: f64,
-    /// AdamW's second moment decay, in [0, 1).
+    /// Second moment decay of AdamW, Lion's momentum decay, in [0, 1).
     pub beta2: f64,
     /// AdamW's epsilon, above 0.
     pub eps: f64,
@@ -157,6 +229,23 @@ pub enum Schedule {
     Linear,
     /// Falls to 0 along half a cosine.
     Cosine,
+    /// Falls with the square root of the steps.
+    InverseSqrt,
+    /// Stays at the peak, then falls to 0 (warm-up, stable, decay; arXiv:2404.06395).
+    Wsd,
+}
+
+/// What makes an update of a gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptimizerKind {
+    /// AdamW (arXiv:1711.05101).
+    Adamw,
+    /// AdamW with moments in 8 bits (arXiv:2110.02861).
+    Adamw8bit,
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// Lion (arXiv:2302.06675).
+    Lion,
 }
 
 /// Arithmetic of the base and activations.
@@ -164,6 +253,8 @@ pub enum Schedule {
 pub enum Precision {
     /// 32-bit floating point.
     F32,
+    /// Products of bfloat16 numbers, summed in 32-bit floating point.
+    Bf16,
 }
 
 /// How gradients are summed between micro-batches and workers.
@@ -186,7 +277,7 @@ impl Reduce {
 }
 
 /// Evaluation during the job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EvalSpec {
     /// Also after every so many steps; 0: only before and after.
     pub every: u64,
@@ -194,6 +285,52 @@ pub struct EvalSpec {
     pub prompts: Vec<String>,
     /// Tokens of one answer at most.
     pub max_new_tokens: u32,
+    /// What tells the better of two evaluations.
+    pub metric: Metric,
+    /// Stop after so many evaluations without a better one; 0: never.
+    pub patience: u32,
+    /// How much better an evaluation must be to count as better, at least 0.
+    pub min_delta: f64,
+}
+
+/// A figure of an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// Mean loss; lower is better, in all others higher.
+    Loss,
+    /// Share of right labels.
+    Accuracy,
+    /// Mean of the labels' F1.
+    F1,
+    /// Matthews correlation.
+    Matthews,
+    /// Pearson correlation.
+    Pearson,
+    /// Spearman correlation.
+    Spearman,
+}
+
+impl Metric {
+    /// All of them.
+    pub const ALL: [Metric; 6] =
+        [Metric::Loss, Metric::Accuracy, Metric::F1, Metric::Matthews, Metric::Pearson, Metric::Spearman];
+
+    /// Its name in job files and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Loss => "loss",
+            Metric::Accuracy => "accuracy",
+            Metric::F1 => "f1",
+            Metric::Matthews => "matthews",
+            Metric::Pearson => "pearson",
+            Metric::Spearman => "spearman",
+        }
+    }
+
+    /// Whether a lower figure is better.
+    pub fn lower_is_better(self) -> bool {
+        self == Metric::Loss
+    }
 }
 
 /// How often the whole state is written to object storage.
@@ -203,6 +340,8 @@ pub struct CheckpointSpec {
     pub every: u64,
     /// How many of the latest stay, at least 1.
     pub keep: u32,
+    /// The checkpoint of the best evaluation stays too, and is the result.
+    pub best: bool,
 }
 
 /// How many workers the job may use at once.
@@ -229,8 +368,18 @@ impl TrainSpec {
 
     /// Steps of the warm-up in a job of `total_steps`: a fraction is rounded up, as transformers does.
     pub fn warmup_steps(&self, total_steps: u64) -> u64 {
-        if self.warmup < 1.0 { (total_steps as f64 * self.warmup).ceil() as u64 } else { self.warmup as u64 }
+        steps_of(self.warmup, total_steps)
     }
+
+    /// Steps of WSD's decay in a job of `total_steps`.
+    pub fn decay_steps(&self, total_steps: u64) -> u64 {
+        steps_of(self.decay, total_steps)
+    }
+}
+
+/// Below 1 a fraction of all steps, rounded up; from 1 on a number of steps.
+fn steps_of(part: f64, total_steps: u64) -> u64 {
+    if part < 1.0 { (total_steps as f64 * part).ceil() as u64 } else { part as u64 }
 }
 
 impl TryFrom<&pb::JobSpec> for Job {
@@ -245,15 +394,23 @@ impl TryFrom<&pb::JobSpec> for Job {
 impl Job {
     /// What keeps the job from being stored: a base or data set without its content's digest. Paths as in the job file.
     pub fn missing_digests(&self) -> Vec<FieldError> {
-        let sources = [
-            ("base", Some(&self.base)),
-            ("data.train", Some(&self.train_data)),
-            ("data.eval", self.eval_data.as_ref()),
-        ];
+        let data = |path: &'static str, files: &[Source]| -> Vec<(String, bool)> {
+            files
+                .iter()
+                .enumerate()
+                .map(|(i, file)| (file_path(path, i, files.len()), file.sha256.is_none()))
+                .collect()
+        };
+        let mut sources = vec![("base".to_owned(), self.base.sha256.is_none())];
+        sources.extend(data("data.train", &self.data.train));
+        sources.extend(data("data.eval", &self.data.eval));
+        sources.extend(
+            self.adapter.start.iter().map(|start| ("adapter.start".to_owned(), start.sha256.is_none())),
+        );
         sources
             .into_iter()
-            .filter_map(|(path, source)| source.filter(|source| source.sha256.is_none()).map(|_| path))
-            .map(|path| {
+            .filter(|(_, missing)| *missing)
+            .map(|(path, _)| {
                 FieldError::new(
                     format!("{path}.sha256"),
                     "is empty: upload the content first and name it by its sha256",
@@ -261,6 +418,11 @@ impl Job {
             })
             .collect()
     }
+}
+
+/// The path of one of `of` files of a data set: `data.train`, or `data.train[2]` where there are several.
+pub fn file_path(set: &str, index: usize, of: usize) -> String {
+    if of == 1 { set.to_owned() } else { format!("{set}[{index}]") }
 }
 
 #[cfg(test)]

@@ -75,8 +75,8 @@ pub fn job_file(text: &str, dir: &Path) -> Report {
         let file = checker.source(path, data.map(|data| data.source.as_str()))?;
         checker.data(path, &file, tokenizer.as_ref(), max_length.min(max_positions), max_positions)
     };
-    let train = read(&mut checker, "data.train", spec.data.as_ref().and_then(|data| data.train.as_ref()));
-    let eval = read(&mut checker, "data.eval", spec.data.as_ref().and_then(|data| data.eval.as_ref()));
+    let train = read(&mut checker, "data.train", spec.data.as_ref().and_then(|data| data.train.first()));
+    let eval = read(&mut checker, "data.eval", spec.data.as_ref().and_then(|data| data.eval.first()));
     let summary = (|| {
         let job = Job::try_from(&spec).ok().filter(|_| checker.errors.is_empty())?;
         let (shape, targets, train) = (shape?, targets?, train?);

@@ -165,7 +165,7 @@ async fn the_jobs_own_faults_are_told_as_such() {
     let mut no_base = fleet.spec(2);
     no_base.base.as_mut().unwrap().sha256 = digest.clone();
     let mut no_data = fleet.spec(2);
-    no_data.data.as_mut().unwrap().train.as_mut().unwrap().sha256 = digest.clone();
+    no_data.data.as_mut().unwrap().train[0].sha256 = digest.clone();
     let mut bad_rank = fleet.spec(2);
     bad_rank.adapter.as_mut().unwrap().rank = 100_000;
     let mut diverging = fleet.spec(50);

@@ -74,8 +74,8 @@ pub fn describe_job(job: &pb::Job, attempts: &[pb::Attempt]) -> String {
     facts.push(("ended", took.map_or(ended.clone(), |took| format!("{ended} (after {})", duration(took)))));
     facts.push(("base", spec.base.unwrap_or_default().source));
     let data = spec.data.unwrap_or_default();
-    facts.push(("train data", data.train.unwrap_or_default().source));
-    facts.push(("eval data", data.eval.unwrap_or_default().source));
+    facts.push(("train data", sources(&data.train)));
+    facts.push(("eval data", sources(&data.eval)));
     facts.push(("adapter", adapter(&spec.adapter.unwrap_or_default())));
     facts.extend(job.result.iter().flat_map(result));
     let mut text = String::new();
@@ -83,6 +83,11 @@ pub fn describe_job(job: &pb::Job, attempts: &[pb::Attempt]) -> String {
         text += &format!("{name:<16}{value}\n");
     }
     text + &attempts_table(attempts)
+}
+
+/// What the user wrote for the files of a data set.
+fn sources(files: &[pb::DataRef]) -> String {
+    files.iter().map(|file| file.source.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn step(job: &pb::Job) -> String {

@@ -59,7 +59,7 @@ async fn base_and_data_are_sent_once_and_named_by_digest() {
     let sums = first.iter().position(|place| place.ends_with("/SHA256SUMS"));
     let last_file = first.iter().rposition(|place| place.starts_with("bases/"));
     assert_eq!(sums, last_file, "the list makes the base whole, so it is sent last");
-    let train = spec.data.unwrap().train.unwrap();
+    let train = spec.data.unwrap().train.remove(0);
     assert_eq!((train.source.as_str(), train.sha256), ("train.jsonl", job.data_sha256()));
     assert!(first.contains(&format!("datasets/{}", job.data_sha256())), "{first:?}");
 

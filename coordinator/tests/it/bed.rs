@@ -93,10 +93,10 @@ impl Bed {
         pb::JobSpec {
             display_name: "games".into(),
             base: Some(pb::BaseRef { source: "base".into(), sha256: self.base.to_string() }),
-            data: Some(pb::DataSpec { train: Some(data.clone()), eval: Some(data) }),
+            data: Some(pb::DataSpec { train: vec![data.clone()], eval: vec![data], ..Default::default() }),
             adapter: Some(pb::AdapterSpec { rank: 4, ..Default::default() }),
             workers: Some(pb::WorkersSpec { min, max }),
-            checkpoint: Some(pb::CheckpointSpec { every: 10, keep: 2 }),
+            checkpoint: Some(pb::CheckpointSpec { every: 10, keep: 2, best: false }),
             ..Default::default()
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lorafleet_spec::base::BaseShape;
-use lorafleet_spec::job::AdapterSpec;
+use lorafleet_spec::job::{AdapterSpec, Init, Method};
 use lorafleet_spec::targets::{self, Target, TargetRule};
 use serde_json::{Map, Value, json};
 
@@ -147,6 +147,12 @@ impl AdapterConfig {
         let rank = fields.rank("r", object.get("r"))?;
         let targets = fields.rule("target_modules")?;
         let adapter = AdapterSpec {
+            method: Method::Lora,
+            init: Init::Kaiming,
+            dropout: 0.0,
+            layers_pattern: Vec::new(),
+            modules_to_save: Vec::new(),
+            start: None,
             rank,
             alpha: fields.alpha("lora_alpha", object.get("lora_alpha"))?,
             targets: targets.ok_or_else(|| config("target_modules is missing".to_owned()))?,
@@ -278,6 +284,12 @@ mod tests {
 
     fn spec() -> AdapterSpec {
         AdapterSpec {
+            method: Method::Lora,
+            init: Init::Kaiming,
+            dropout: 0.0,
+            layers_pattern: Vec::new(),
+            modules_to_save: Vec::new(),
+            start: None,
             rank: 4,
             alpha: 8.0,
             targets: TargetRule::Names(vec!["v_proj".into(), "q_proj".into()]),

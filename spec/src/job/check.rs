@@ -1,24 +1,18 @@
 //! The rules that a job's fields must keep, by themselves and with each other.
 
-use std::collections::HashSet;
+mod adapter;
+mod data;
+mod not_yet;
+mod train;
 
-use lorafleet_proto::v1::{self as pb, train_spec};
+use lorafleet_proto::v1 as pb;
 
 use super::{
-    AdapterSpec, CheckpointSpec, EvalSpec, FieldError, Job, Length, Precision, Reduce, Schedule, Source,
-    Task, TrainSpec, WorkersSpec,
+    AdapterSpec, CheckpointSpec, DataSpec, EvalSpec, FieldError, Job, Metric, Source, Task, TrainSpec,
+    WorkersSpec,
 };
-use crate::{
-    digest::is_sha256,
-    targets::{TargetRule, check_pattern},
-};
+use crate::digest::is_sha256;
 
-/// Steps a job may have.
-const MAX_STEPS: u64 = 100_000_000;
-/// Examples a step may have.
-const MAX_BATCH: u32 = 1 << 20;
-/// Tokens an example may have.
-const MAX_LENGTH: u32 = 1 << 20;
 /// Workers a job may use.
 const MAX_WORKERS: u32 = 1024;
 /// Checkpoints a job may keep.
@@ -29,15 +23,14 @@ const MAX_PROMPTS: usize = 64;
 const MAX_PROMPT_CHARS: usize = 32_768;
 /// Tokens of one answer.
 const MAX_NEW_TOKENS: u32 = 8192;
-/// Entries of one list in the adapter's section.
+/// Entries of one list of names.
 const MAX_LIST: usize = 4096;
 
 /// The parts of a job, each as far as it can be told; none of them counts where its section has an error.
 pub(crate) struct Parts {
     base: Option<Source>,
-    task: Option<Task>,
-    train_data: Option<Source>,
-    eval_data: Option<Source>,
+    pub task: Option<Task>,
+    pub data: Option<DataSpec>,
     pub adapter: Option<AdapterSpec>,
     train: Option<TrainSpec>,
     eval: EvalSpec,
@@ -49,20 +42,19 @@ pub(crate) struct Parts {
 pub(super) fn parts(spec: &pb::JobSpec) -> (Parts, Vec<FieldError>) {
     let mut check = Check(Vec::new());
     check.name(&spec.display_name);
-    let data = spec.data.clone().unwrap_or_default();
     let train = spec.train.unwrap_or_default();
+    let task = check.task(spec.task);
     let parts = Parts {
-        task: check.task(spec.task),
+        task,
         base: check.required("base", spec.base.as_ref().map(|base| (&base.source, &base.sha256))),
-        train_data: check
-            .required("data.train", data.train.as_ref().map(|data| (&data.source, &data.sha256))),
-        eval_data: data.eval.as_ref().and_then(|data| check.source("data.eval", &data.source, &data.sha256)),
+        data: check.data(&spec.data.clone().unwrap_or_default(), train.max_length),
         adapter: check.adapter(&spec.adapter.clone().unwrap_or_default()),
         train: check.train(&train),
-        eval: check.eval(&spec.eval.clone().unwrap_or_default()),
+        eval: check.eval(&spec.eval.clone().unwrap_or_default(), task),
         checkpoint: check.checkpoint(&spec.checkpoint.unwrap_or_default()),
         workers: check.workers(&spec.workers.unwrap_or_default(), train.micro_batches),
     };
+    check.not_yet(spec);
     (parts, check.0)
 }
 
@@ -78,8 +70,7 @@ impl Parts {
             name,
             base: self.base?,
             task: self.task?,
-            train_data: self.train_data?,
-            eval_data: self.eval_data,
+            data: self.data?,
             adapter: self.adapter?,
             train: self.train?,
             eval: self.eval,
@@ -130,9 +121,10 @@ impl Check {
     fn task(&mut self, number: i32) -> Option<Task> {
         let task = match pb::Task::try_from(number) {
             Ok(pb::Task::CausalLm) => Some(Task::CausalLm),
-            _ => None,
+            Ok(pb::Task::Classification) => Some(Task::Classification),
+            Ok(pb::Task::Unspecified) | Err(_) => None,
         };
-        self.choice("task", task, number, "causal_lm")
+        self.choice("task", task, number, "causal_lm or classification")
     }
 
     fn required(&mut self, path: &str, source: Option<(&String, &String)>) -> Option<Source> {
@@ -152,164 +144,7 @@ impl Check {
         })
     }
 
-    fn adapter(&mut self, spec: &pb::AdapterSpec) -> Option<AdapterSpec> {
-        let method = pb::AdapterMethod::try_from(spec.method).ok().filter(|m| *m == pb::AdapterMethod::Lora);
-        self.choice("adapter.method", method, spec.method, "lora")?;
-        self.rule(spec.rank >= 1, "adapter.rank", || "is 0; it must be at least 1".to_owned());
-        self.positive("adapter.alpha", spec.alpha);
-        self.rule(spec.dropout == 0.0, "adapter.dropout", || {
-            format!("is {}; dropout cannot be trained yet, leave it at 0", spec.dropout)
-        });
-        let targets = self.targets("adapter.targets", &spec.targets);
-        let exclude =
-            if spec.exclude.is_empty() { None } else { self.targets("adapter.exclude", &spec.exclude) };
-        self.rule(exclude != Some(TargetRule::AllLinear), "adapter.exclude", || {
-            "is all-linear, which leaves nothing to train".to_owned()
-        });
-        self.rule(
-            spec.layers.is_empty() || !matches!(targets, Some(TargetRule::Pattern(_))),
-            "adapter.layers",
-            || {
-                "cannot be combined with a regular expression in `adapter.targets`; put the layers into it"
-                    .to_owned()
-            },
-        );
-        self.range("adapter.layers", spec.layers.len(), 0, MAX_LIST);
-        Some(AdapterSpec {
-            rank: spec.rank,
-            alpha: spec.alpha,
-            targets: targets?,
-            exclude,
-            layers: spec.layers.clone(),
-            rank_pattern: self.rank_pattern(&spec.rank_pattern),
-            alpha_pattern: self.alpha_pattern(&spec.alpha_pattern),
-            rslora: spec.rslora,
-        })
-    }
-
-    fn targets(&mut self, path: &str, entries: &[String]) -> Option<TargetRule> {
-        self.range(path, entries.len(), 0, MAX_LIST);
-        TargetRule::parse(entries).map_err(|message| self.0.push(FieldError::new(path, message))).ok()
-    }
-
-    fn rank_pattern(&mut self, patterns: &[pb::RankPattern]) -> Vec<(String, u32)> {
-        self.patterns("adapter.rank_pattern", patterns.iter().map(|p| p.pattern.as_str()));
-        for p in patterns {
-            let path = format!("adapter.rank_pattern.{}", p.pattern);
-            self.rule(p.rank >= 1, &path, || "is 0; it must be at least 1".to_owned());
-        }
-        patterns.iter().map(|p| (p.pattern.clone(), p.rank)).collect()
-    }
-
-    fn alpha_pattern(&mut self, patterns: &[pb::AlphaPattern]) -> Vec<(String, f64)> {
-        self.patterns("adapter.alpha_pattern", patterns.iter().map(|p| p.pattern.as_str()));
-        for p in patterns {
-            self.positive(&format!("adapter.alpha_pattern.{}", p.pattern), p.alpha);
-        }
-        patterns.iter().map(|p| (p.pattern.clone(), p.alpha)).collect()
-    }
-
-    fn patterns<'a>(&mut self, path: &str, patterns: impl Iterator<Item = &'a str>) {
-        let mut seen = HashSet::new();
-        for pattern in patterns {
-            let path = format!("{path}.{pattern}");
-            if let Err(message) = check_pattern(pattern) {
-                self.0.push(FieldError::new(&path, message));
-            }
-            self.rule(seen.insert(pattern), &path, || "is given twice".to_owned());
-        }
-        self.range(path, seen.len(), 0, MAX_LIST);
-    }
-
-    fn train(&mut self, spec: &pb::TrainSpec) -> Option<TrainSpec> {
-        let length = self.length(spec.length);
-        self.batch(spec);
-        self.positive("train.lr", spec.lr);
-        self.not_negative("train.warmup", spec.warmup);
-        self.not_negative("train.weight_decay", spec.weight_decay);
-        self.not_negative("train.clip", spec.clip);
-        for (path, beta) in [("train.beta1", spec.beta1), ("train.beta2", spec.beta2)] {
-            self.rule((0.0..1.0).contains(&beta), path, || {
-                format!("is {beta}; it must be 0 or above, and below 1")
-            });
-        }
-        self.positive("train.eps", spec.eps);
-        let schedule = match pb::Schedule::try_from(spec.schedule) {
-            Ok(pb::Schedule::Constant) => Some(Schedule::Constant),
-            Ok(pb::Schedule::Linear) => Some(Schedule::Linear),
-            Ok(pb::Schedule::Cosine) => Some(Schedule::Cosine),
-            _ => None,
-        };
-        let schedule = self.choice("train.schedule", schedule, spec.schedule, "constant, linear or cosine");
-        let precision = match pb::Precision::try_from(spec.precision) {
-            Ok(pb::Precision::F32) => Some(Precision::F32),
-            _ => None,
-        };
-        let precision = self.choice("train.precision", precision, spec.precision, "f32");
-        let reduce = match pb::Reduce::try_from(spec.reduce) {
-            Ok(pb::Reduce::Exact) => Some(Reduce::Exact),
-            Ok(pb::Reduce::F32) => Some(Reduce::F32),
-            _ => None,
-        };
-        let reduce = self.choice("train.reduce", reduce, spec.reduce, "exact or f32");
-        Some(TrainSpec {
-            length: length?,
-            global_batch: spec.global_batch,
-            micro_batches: spec.micro_batches,
-            micro_tokens: (spec.micro_tokens > 0).then_some(spec.micro_tokens),
-            max_length: spec.max_length,
-            lr: spec.lr,
-            schedule: schedule?,
-            warmup: spec.warmup,
-            weight_decay: spec.weight_decay,
-            clip: spec.clip,
-            beta1: spec.beta1,
-            beta2: spec.beta2,
-            eps: spec.eps,
-            seed: spec.seed,
-            precision: precision?,
-            reduce: reduce?,
-        })
-    }
-
-    fn length(&mut self, length: Option<train_spec::Length>) -> Option<Length> {
-        match length {
-            Some(train_spec::Length::Steps(steps)) => {
-                self.range("train.steps", steps, 1, MAX_STEPS);
-                Some(Length::Steps(steps))
-            }
-            Some(train_spec::Length::Epochs(epochs)) => {
-                self.positive("train.epochs", epochs);
-                // In f64: `epochs` × examples must stay a number of steps that a u64 can hold.
-                self.rule(epochs <= 1e6, "train.epochs", || {
-                    format!("is {epochs}; it must be at most 1000000")
-                });
-                Some(Length::Epochs(epochs))
-            }
-            None => {
-                self.0.push(FieldError::new("train", "gives no length: set `train.steps` or `train.epochs`"));
-                None
-            }
-        }
-    }
-
-    /// How a step is cut.
-    fn batch(&mut self, spec: &pb::TrainSpec) {
-        let pb::TrainSpec { global_batch, micro_batches, micro_tokens, max_length, .. } = *spec;
-        self.range("train.global_batch", global_batch, 1, MAX_BATCH);
-        self.range("train.max_length", max_length, 2, MAX_LENGTH);
-        self.rule(micro_batches >= 1, "train.micro_batches", || "is 0; it must be at least 1".to_owned());
-        self.rule(micro_batches <= global_batch, "train.micro_batches", || {
-            format!(
-                "is {micro_batches}, more than the {global_batch} examples of a step (`train.global_batch`)"
-            )
-        });
-        self.rule(micro_tokens == 0 || micro_tokens >= max_length, "train.micro_tokens", || {
-            format!("is {micro_tokens}, less than one example may have (`train.max_length`, {max_length})")
-        });
-    }
-
-    fn eval(&mut self, spec: &pb::EvalSpec) -> EvalSpec {
+    fn eval(&mut self, spec: &pb::EvalSpec, task: Option<Task>) -> EvalSpec {
         self.range("eval.max_new_tokens", spec.max_new_tokens, 1, MAX_NEW_TOKENS);
         self.range("eval.prompts", spec.prompts.len(), 0, MAX_PROMPTS);
         for (i, prompt) in spec.prompts.iter().enumerate() {
@@ -319,12 +154,38 @@ impl Check {
                 format!("has {} bytes; {MAX_PROMPT_CHARS} are allowed", prompt.len())
             });
         }
-        EvalSpec { every: spec.every, prompts: spec.prompts.clone(), max_new_tokens: spec.max_new_tokens }
+        self.rule(spec.prompts.is_empty() || task != Some(Task::Classification), "eval.prompts", || {
+            "are answered by language models only; leave them out of a classification".to_owned()
+        });
+        self.not_negative("eval.min_delta", spec.min_delta);
+        let metric = match pb::Metric::try_from(spec.metric) {
+            Ok(pb::Metric::Loss) => Some(Metric::Loss),
+            Ok(pb::Metric::Accuracy) => Some(Metric::Accuracy),
+            Ok(pb::Metric::F1) => Some(Metric::F1),
+            Ok(pb::Metric::Matthews) => Some(Metric::Matthews),
+            Ok(pb::Metric::Pearson) => Some(Metric::Pearson),
+            Ok(pb::Metric::Spearman) => Some(Metric::Spearman),
+            Ok(pb::Metric::Unspecified) | Err(_) => None,
+        };
+        let known = Metric::ALL.map(Metric::name).join(", ");
+        let metric = self.choice("eval.metric", metric, spec.metric, &format!("one of {known}"));
+        let metric = metric.unwrap_or(Metric::Loss);
+        self.rule(metric == Metric::Loss || task != Some(Task::CausalLm), "eval.metric", || {
+            format!("is {}, which only a classification has; a language model has loss", metric.name())
+        });
+        EvalSpec {
+            every: spec.every,
+            prompts: spec.prompts.clone(),
+            max_new_tokens: spec.max_new_tokens,
+            metric,
+            patience: spec.patience,
+            min_delta: spec.min_delta,
+        }
     }
 
     fn checkpoint(&mut self, spec: &pb::CheckpointSpec) -> CheckpointSpec {
         self.range("checkpoint.keep", spec.keep, 1, MAX_KEEP);
-        CheckpointSpec { every: spec.every, keep: spec.keep }
+        CheckpointSpec { every: spec.every, keep: spec.keep, best: spec.best }
     }
 
     fn workers(&mut self, spec: &pb::WorkersSpec, micro_batches: u32) -> WorkersSpec {

@@ -34,6 +34,10 @@ impl Defaults {
     pub const BETA2: f64 = 0.999;
     /// AdamW's epsilon.
     pub const EPS: f64 = 1e-8;
+    /// SGD's momentum.
+    pub const MOMENTUM: f64 = 0.9;
+    /// WSD's decay, a fraction of the steps.
+    pub const DECAY: f64 = 0.1;
     /// Steps between evaluations.
     pub const EVAL_EVERY: u64 = 50;
     /// Tokens of an answer.
@@ -65,8 +69,12 @@ pub fn fill_defaults(spec: &mut pb::JobSpec) {
     let train = spec.train.get_or_insert_with(new_train);
     fill_train(train);
     let micro_batches = train.micro_batches;
+    if let Some(data) = &mut spec.data {
+        set_if_zero(&mut data.loss_on, pb::LossOn::Completions as i32);
+    }
     let eval = spec.eval.get_or_insert_with(new_eval);
     set_if_zero(&mut eval.max_new_tokens, Defaults::MAX_NEW_TOKENS);
+    set_if_zero(&mut eval.metric, pb::Metric::Loss as i32);
     let checkpoint = spec.checkpoint.get_or_insert_with(new_checkpoint);
     set_if_zero(&mut checkpoint.keep, Defaults::KEEP);
     let workers = spec.workers.get_or_insert_with(Default::default);
@@ -76,7 +84,12 @@ pub fn fill_defaults(spec: &mut pb::JobSpec) {
 
 /// Training defaults whose zero means something, so that they hold only where the whole message is absent.
 pub(super) fn new_train() -> pb::TrainSpec {
-    pb::TrainSpec { warmup: Defaults::WARMUP, clip: Defaults::CLIP, ..Default::default() }
+    pb::TrainSpec {
+        warmup: Defaults::WARMUP,
+        clip: Defaults::CLIP,
+        momentum: Defaults::MOMENTUM,
+        ..Default::default()
+    }
 }
 
 /// Evaluation defaults whose zero means something.
@@ -91,6 +104,11 @@ pub(super) fn new_checkpoint() -> pb::CheckpointSpec {
 
 fn fill_adapter(adapter: &mut pb::AdapterSpec) {
     set_if_zero(&mut adapter.method, pb::AdapterMethod::Lora as i32);
+    set_if_zero(&mut adapter.init, pb::AdapterInit::Kaiming as i32);
+    if adapter.method == pb::AdapterMethod::Full as i32 {
+        // Means nothing there, and need not be given.
+        set_if_zero(&mut adapter.rank, Defaults::RANK);
+    }
     set_if_zero(&mut adapter.alpha, Defaults::ALPHA);
     if adapter.targets.is_empty() {
         adapter.targets = vec![Defaults::TARGETS.to_owned()];
@@ -106,6 +124,9 @@ fn fill_train(train: &mut pb::TrainSpec) {
     set_if_zero(&mut train.beta1, Defaults::BETA1);
     set_if_zero(&mut train.beta2, Defaults::BETA2);
     set_if_zero(&mut train.eps, Defaults::EPS);
+    set_if_zero(&mut train.optimizer, pb::OptimizerKind::Adamw as i32);
+    set_if_zero(&mut train.loraplus_lr_ratio, 1.0);
+    set_if_zero(&mut train.decay, Defaults::DECAY);
     set_if_zero(&mut train.schedule, pb::Schedule::Cosine as i32);
     set_if_zero(&mut train.precision, pb::Precision::F32 as i32);
     set_if_zero(&mut train.reduce, pb::Reduce::Exact as i32);

@@ -113,15 +113,15 @@ fn unknown_fields_name_the_nearest() {
 fn each_bad_value_has_its_path_and_reason() {
     for (more, wanted) in [
         ("name: a b", "name: is \"a b\""),
-        ("task: chess", "task: is `chess`; it must be `causal_lm`"),
+        ("task: chess", "task: is `chess`; it must be `causal_lm` or `classification`"),
         ("adapter: {rank: 0}", "adapter.rank: is 0; it must be at least 1"),
         ("adapter: {rank: -1}", "adapter.rank: is -1; it must be a whole number, at least 1"),
         ("adapter: {rank: 2.5}", "adapter.rank: is 2.5; it must be a whole number"),
         ("adapter: {rank: many}", "adapter.rank: must be a whole number, at least 1, not a text"),
         ("adapter: {alpha: 0}", "adapter.alpha: is 0; it must be above 0"),
         ("adapter: {alpha: .nan}", "alpha"),
-        ("adapter: {dropout: 0.1}", "adapter.dropout: is 0.1; dropout cannot be trained yet"),
-        ("adapter: {method: dora}", "adapter.method: is `dora`; it must be `lora`"),
+        ("adapter: {dropout: 1.1}", "adapter.dropout: is 1.1; it must be 0 or above, and below 1"),
+        ("adapter: {method: lokr}", "adapter.method: is `lokr`; it must be `lora` or `dora` or `full`"),
         ("adapter: {targets: [q_proj, 3]}", "adapter.targets[1]: must be a text, not a number"),
         ("adapter: {targets: '(q_proj'}", "adapter.targets: \"(q_proj\" is no regular expression"),
         ("adapter: {targets: [all-linear, q_proj]}", "adapter.targets: has all-linear beside other entries"),
@@ -145,9 +145,9 @@ fn each_bad_value_has_its_path_and_reason() {
         ("train: {beta1: 1.0}", "train.beta1: is 1; it must be 0 or above, and below 1"),
         (
             "train: {schedule: sine}",
-            "train.schedule: is `sine`; it must be `constant` or `linear` or `cosine`",
+            "train.schedule: is `sine`; it must be `constant` or `linear` or `cosine` or `inverse_sqrt` or `wsd`",
         ),
-        ("train: {precision: bf16}", "train.precision: is `bf16`; it must be `f32`"),
+        ("train: {precision: fp8}", "train.precision: is `fp8`; it must be `f32` or `bf16`"),
         ("train: {seed: -1}", "train.seed: is -1"),
         ("eval: {prompts: ['']}", "eval.prompts[0]: is empty"),
         ("checkpoint: {keep: 0}", "checkpoint.keep: is 0"),
@@ -193,10 +193,10 @@ fn files_that_are_no_job_files_say_so() {
 
 #[test]
 fn an_absent_message_takes_its_defaults_and_a_present_one_its_zeros() {
-    let source = |text: &str| Some(pb::DataRef { source: text.into(), ..Default::default() });
+    let source = |text: &str| vec![pb::DataRef { source: text.into(), ..Default::default() }];
     let mut spec = pb::JobSpec {
         base: Some(pb::BaseRef { source: "b".into(), ..Default::default() }),
-        data: Some(pb::DataSpec { train: source("t"), eval: None }),
+        data: Some(pb::DataSpec { train: source("t"), ..Default::default() }),
         train: Some(pb::TrainSpec {
             length: Some(PbLength::Steps(3)),
             global_batch: 2,

@@ -1,5 +1,7 @@
 //! The YAML job file, read into the message: every error at once, each with its field's path.
 
+mod fields;
+
 use lorafleet_proto::v1::{self as pb, train_spec::Length};
 use serde_json::{Map, Value};
 
@@ -15,16 +17,20 @@ const MAX_BYTES: usize = 1 << 20;
 /// The job file's sections and their fields; the first is the file itself.
 const SECTIONS: &[(&str, &[&str])] = &[
     ("", &["name", "base", "task", "data", "adapter", "train", "eval", "checkpoint", "workers"]),
-    ("data", &["train", "eval"]),
+    ("data", &["train", "eval", "columns", "labels", "overlap", "loss_on"]),
     (
         "adapter",
         &[
             "method",
+            "init",
+            "start",
             "rank",
             "alpha",
             "targets",
             "exclude",
             "layers",
+            "layers_pattern",
+            "modules_to_save",
             "rank_pattern",
             "alpha_pattern",
             "rslora",
@@ -41,8 +47,12 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "micro_tokens",
             "max_length",
             "lr",
+            "loraplus_lr_ratio",
             "schedule",
             "warmup",
+            "decay",
+            "optimizer",
+            "momentum",
             "weight_decay",
             "clip",
             "beta1",
@@ -50,16 +60,59 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "eps",
             "seed",
             "precision",
+            "recompute",
             "reduce",
         ],
     ),
-    ("eval", &["every", "prompts", "max_new_tokens"]),
-    ("checkpoint", &["every", "keep"]),
+    ("eval", &["every", "prompts", "max_new_tokens", "metric", "patience", "min_delta"]),
+    ("checkpoint", &["every", "keep", "best"]),
     ("workers", &["min", "max"]),
 ];
 
 /// Fields of a base or data set, where one is written as a mapping instead of a path.
 const SOURCE_FIELDS: &[&str] = &["source", "sha256"];
+
+/// Words of `adapter.method`.
+const METHODS: &[(&str, i32)] = &[
+    ("lora", pb::AdapterMethod::Lora as i32),
+    ("dora", pb::AdapterMethod::Dora as i32),
+    ("full", pb::AdapterMethod::Full as i32),
+];
+
+/// Words of `adapter.init`.
+const INITS: &[(&str, i32)] = &[
+    ("kaiming", pb::AdapterInit::Kaiming as i32),
+    ("gaussian", pb::AdapterInit::Gaussian as i32),
+    ("pissa", pb::AdapterInit::Pissa as i32),
+    ("olora", pb::AdapterInit::Olora as i32),
+];
+
+/// Words of `train.schedule`.
+const SCHEDULES: &[(&str, i32)] = &[
+    ("constant", pb::Schedule::Constant as i32),
+    ("linear", pb::Schedule::Linear as i32),
+    ("cosine", pb::Schedule::Cosine as i32),
+    ("inverse_sqrt", pb::Schedule::InverseSqrt as i32),
+    ("wsd", pb::Schedule::Wsd as i32),
+];
+
+/// Words of `train.optimizer`.
+const OPTIMIZERS: &[(&str, i32)] = &[
+    ("adamw", pb::OptimizerKind::Adamw as i32),
+    ("adamw_8bit", pb::OptimizerKind::Adamw8bit as i32),
+    ("sgd", pb::OptimizerKind::Sgd as i32),
+    ("lion", pb::OptimizerKind::Lion as i32),
+];
+
+/// Words of `eval.metric`.
+const METRICS: &[(&str, i32)] = &[
+    ("loss", pb::Metric::Loss as i32),
+    ("accuracy", pb::Metric::Accuracy as i32),
+    ("f1", pb::Metric::F1 as i32),
+    ("matthews", pb::Metric::Matthews as i32),
+    ("pearson", pb::Metric::Pearson as i32),
+    ("spearman", pb::Metric::Spearman as i32),
+];
 
 /// Reads a job file; the message comes with every default filled in, and is a valid [`Job`](super::Job).
 ///
@@ -125,7 +178,7 @@ struct Reader {
 
 /// One section of the file: its path and its fields.
 struct Section<'a> {
-    path: &'static str,
+    path: &'a str,
     fields: &'a Map<String, Value>,
 }
 
@@ -147,13 +200,17 @@ impl Reader {
         let mut spec = pb::JobSpec {
             display_name: self.string(&root, "name").unwrap_or_default(),
             base: self.source(&root, "base").map(|(source, sha256)| pb::BaseRef { source, sha256 }),
-            task: self.choice(&root, "task", &[("causal_lm", pb::Task::CausalLm as i32)]),
+            task: self.choice(
+                &root,
+                "task",
+                &[
+                    ("causal_lm", pb::Task::CausalLm as i32),
+                    ("classification", pb::Task::Classification as i32),
+                ],
+            ),
             ..Default::default()
         };
-        spec.data = self.section(&root, "data").map(|section| pb::DataSpec {
-            train: self.source(&section, "train").map(|(source, sha256)| pb::DataRef { source, sha256 }),
-            eval: self.source(&section, "eval").map(|(source, sha256)| pb::DataRef { source, sha256 }),
-        });
+        spec.data = self.section(&root, "data").map(|section| self.data(&section));
         spec.adapter = self.section(&root, "adapter").map(|section| self.adapter(&section));
         spec.train = self.section(&root, "train").map(|section| self.train(&section));
         spec.eval = self.section(&root, "eval").map(|section| {
@@ -162,6 +219,9 @@ impl Reader {
                 every: self.whole(&section, "every", 0, u64::MAX).unwrap_or(default.every),
                 prompts: self.strings(&section, "prompts"),
                 max_new_tokens: self.whole32(&section, "max_new_tokens", 1).unwrap_or_default(),
+                metric: self.choice(&section, "metric", METRICS),
+                patience: self.whole32(&section, "patience", 0).unwrap_or_default(),
+                min_delta: self.number(&section, "min_delta").unwrap_or_default(),
             }
         });
         spec.checkpoint = self.section(&root, "checkpoint").map(|section| {
@@ -169,6 +229,7 @@ impl Reader {
             pb::CheckpointSpec {
                 every: self.whole(&section, "every", 0, u64::MAX).unwrap_or(default.every),
                 keep: self.whole32(&section, "keep", 1).unwrap_or_default(),
+                best: self.boolean(&section, "best").unwrap_or_default(),
             }
         });
         spec.workers = self.section(&root, "workers").map(|section| pb::WorkersSpec {
@@ -178,9 +239,33 @@ impl Reader {
         spec
     }
 
+    fn data(&mut self, section: &Section<'_>) -> pb::DataSpec {
+        let mut files = |field| -> Vec<pb::DataRef> {
+            let files = self.sources(section, field).into_iter();
+            files.map(|(source, sha256)| pb::DataRef { source, sha256 }).collect()
+        };
+        pb::DataSpec {
+            train: files("train"),
+            eval: files("eval"),
+            columns: self.texts_by_name(section, "columns"),
+            labels: self.strings(section, "labels"),
+            overlap: self.whole32(section, "overlap", 0).unwrap_or_default(),
+            loss_on: self.choice(
+                section,
+                "loss_on",
+                &[("completions", pb::LossOn::Completions as i32), ("all", pb::LossOn::All as i32)],
+            ),
+        }
+    }
+
     fn adapter(&mut self, section: &Section<'_>) -> pb::AdapterSpec {
+        let start = self.source(section, "start");
         pb::AdapterSpec {
-            method: self.choice(section, "method", &[("lora", pb::AdapterMethod::Lora as i32)]),
+            method: self.choice(section, "method", METHODS),
+            init: self.choice(section, "init", INITS),
+            start: start.map(|(source, sha256)| pb::AdapterRef { source, sha256 }),
+            layers_pattern: self.strings(section, "layers_pattern"),
+            modules_to_save: self.strings(section, "modules_to_save"),
             rank: self.whole32(section, "rank", 1).unwrap_or(Defaults::RANK),
             alpha: self.positive(section, "alpha"),
             targets: self.strings(section, "targets"),
@@ -215,15 +300,11 @@ impl Reader {
             micro_tokens: self.whole32(section, "micro_tokens", 0).unwrap_or_default(),
             max_length: self.whole32(section, "max_length", 2).unwrap_or_default(),
             lr: self.positive(section, "lr"),
-            schedule: self.choice(
-                section,
-                "schedule",
-                &[
-                    ("constant", pb::Schedule::Constant as i32),
-                    ("linear", pb::Schedule::Linear as i32),
-                    ("cosine", pb::Schedule::Cosine as i32),
-                ],
-            ),
+            loraplus_lr_ratio: self.positive(section, "loraplus_lr_ratio"),
+            schedule: self.choice(section, "schedule", SCHEDULES),
+            decay: self.positive(section, "decay"),
+            optimizer: self.choice(section, "optimizer", OPTIMIZERS),
+            momentum: self.number(section, "momentum").unwrap_or(default.momentum),
             warmup: self.number(section, "warmup").unwrap_or(default.warmup),
             weight_decay: self.number(section, "weight_decay").unwrap_or_default(),
             clip: self.number(section, "clip").unwrap_or(default.clip),
@@ -231,7 +312,12 @@ impl Reader {
             beta2: self.positive(section, "beta2"),
             eps: self.positive(section, "eps"),
             seed: self.whole(section, "seed", 0, u64::MAX).unwrap_or_default(),
-            precision: self.choice(section, "precision", &[("f32", pb::Precision::F32 as i32)]),
+            precision: self.choice(
+                section,
+                "precision",
+                &[("f32", pb::Precision::F32 as i32), ("bf16", pb::Precision::Bf16 as i32)],
+            ),
+            recompute: self.boolean(section, "recompute").unwrap_or_default(),
             reduce: self.choice(
                 section,
                 "reduce",
@@ -239,221 +325,6 @@ impl Reader {
             ),
         }
     }
-
-    // === one field ===
-
-    fn error(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.errors.push(FieldError::new(path, message));
-    }
-
-    fn wrong_type(&mut self, path: String, wanted: &str, value: &Value) {
-        self.error(path, format!("must be {wanted}, not {}", kind(value)));
-    }
-
-    fn section<'a>(&mut self, parent: &Section<'a>, field: &'static str) -> Option<Section<'a>> {
-        let value = parent.fields.get(field).filter(|value| !value.is_null())?;
-        let Value::Object(fields) = value else {
-            self.wrong_type(parent.path(field), "fields with values", value);
-            return None;
-        };
-        let section = Section { path: field, fields };
-        self.unknown_fields(&section);
-        Some(section)
-    }
-
-    fn string(&mut self, section: &Section<'_>, field: &str) -> Option<String> {
-        match section.get(field)? {
-            Value::String(text) => Some(text.clone()),
-            // `name: 2024` and `sha256: 123…` are texts to whoever wrote them.
-            Value::Number(number) => Some(number.to_string()),
-            other => {
-                self.wrong_type(section.path(field), "a text", other);
-                None
-            }
-        }
-    }
-
-    fn boolean(&mut self, section: &Section<'_>, field: &str) -> Option<bool> {
-        let value = section.get(field)?;
-        if value.as_bool().is_none() {
-            self.wrong_type(section.path(field), "true or false", value);
-        }
-        value.as_bool()
-    }
-
-    fn number(&mut self, section: &Section<'_>, field: &str) -> Option<f64> {
-        let value = section.get(field)?;
-        let number = value.as_f64().filter(|number| number.is_finite());
-        if number.is_none() {
-            self.wrong_type(section.path(field), "a finite number", value);
-        }
-        number
-    }
-
-    /// A number above 0; 0 when absent, which [`fill_defaults`] replaces.
-    fn positive(&mut self, section: &Section<'_>, field: &str) -> f64 {
-        match self.number(section, field) {
-            Some(number) if number <= 0.0 => {
-                self.error(section.path(field), format!("is {number}; it must be above 0"));
-                0.0
-            }
-            number => number.unwrap_or_default(),
-        }
-    }
-
-    fn whole(&mut self, section: &Section<'_>, field: &str, min: u64, max: u64) -> Option<u64> {
-        let value = section.get(field)?;
-        let Some(number) = value.as_u64() else {
-            let wanted = format!("a whole number, at least {min}");
-            match value {
-                Value::Number(number) => {
-                    self.error(section.path(field), format!("is {number}; it must be {wanted}"))
-                }
-                other => self.wrong_type(section.path(field), &wanted, other),
-            }
-            return None;
-        };
-        if number < min {
-            self.error(section.path(field), format!("is {number}; it must be at least {min}"));
-        } else if number > max {
-            self.error(section.path(field), format!("is {number}; it must be at most {max}"));
-        }
-        (min..=max).contains(&number).then_some(number)
-    }
-
-    fn whole32(&mut self, section: &Section<'_>, field: &str, min: u64) -> Option<u32> {
-        self.whole(section, field, min, u64::from(u32::MAX)).and_then(|number| u32::try_from(number).ok())
-    }
-
-    /// One text, or a list of them.
-    fn strings(&mut self, section: &Section<'_>, field: &str) -> Vec<String> {
-        match section.get(field) {
-            None => Vec::new(),
-            Some(Value::String(text)) => vec![text.clone()],
-            Some(Value::Array(items)) => {
-                let mut texts = Vec::with_capacity(items.len());
-                for (i, item) in items.iter().enumerate() {
-                    match item {
-                        Value::String(text) => texts.push(text.clone()),
-                        other => self.wrong_type(format!("{}[{i}]", section.path(field)), "a text", other),
-                    }
-                }
-                texts
-            }
-            Some(other) => {
-                self.wrong_type(section.path(field), "a text or a list of texts", other);
-                Vec::new()
-            }
-        }
-    }
-
-    /// One layer index, or a list of them.
-    fn layers(&mut self, section: &Section<'_>) -> Vec<u32> {
-        let path = section.path("layers");
-        let items = match section.get("layers") {
-            None => return Vec::new(),
-            Some(Value::Array(items)) => items.as_slice(),
-            Some(one) => std::slice::from_ref(one),
-        };
-        let mut layers = Vec::with_capacity(items.len());
-        for (i, item) in items.iter().enumerate() {
-            match item.as_u64().and_then(|layer| u32::try_from(layer).ok()) {
-                Some(layer) => layers.push(layer),
-                None => self.wrong_type(format!("{path}[{i}]"), "a layer's index, from 0", item),
-            }
-        }
-        layers
-    }
-
-    fn pattern<T>(
-        &mut self,
-        section: &Section<'_>,
-        field: &'static str,
-        mut one: impl FnMut(&mut Self, &Section<'_>, &str) -> Option<T>,
-    ) -> Vec<T> {
-        let fields = match section.get(field) {
-            None => return Vec::new(),
-            Some(Value::Object(fields)) => fields,
-            Some(other) => {
-                self.wrong_type(section.path(field), "patterns with values", other);
-                return Vec::new();
-            }
-        };
-        let path = if field == "rank_pattern" { "adapter.rank_pattern" } else { "adapter.alpha_pattern" };
-        let patterns = Section { path, fields };
-        fields.keys().filter_map(|pattern| one(self, &patterns, pattern)).collect()
-    }
-
-    /// A base or data set: a path, or what an earlier upload is named by.
-    fn source(&mut self, section: &Section<'_>, field: &'static str) -> Option<(String, String)> {
-        match section.get(field)? {
-            Value::String(text) => Some((text.clone(), String::new())),
-            Value::Object(fields) => {
-                let path = match (section.path, field) {
-                    ("data", "train") => "data.train",
-                    ("data", _) => "data.eval",
-                    _ => "base",
-                };
-                let source = Section { path, fields };
-                self.unknown_in(&source, SOURCE_FIELDS);
-                let (text, sha256) = (self.string(&source, "source"), self.string(&source, "sha256"));
-                Some((text.unwrap_or_default(), sha256.unwrap_or_default()))
-            }
-            other => {
-                self.wrong_type(section.path(field), "a path", other);
-                None
-            }
-        }
-    }
-
-    /// One of a few words, as the number of its enum value; 0 (unspecified) when absent.
-    fn choice(&mut self, section: &Section<'_>, field: &str, words: &[(&str, i32)]) -> i32 {
-        let Some(value) = section.get(field) else { return 0 };
-        let known = value.as_str().and_then(|text| words.iter().find(|(word, _)| *word == text));
-        if known.is_none() {
-            let names: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
-            let given = value.as_str().map_or_else(|| value.to_string(), |text| format!("`{text}`"));
-            self.error(section.path(field), format!("is {given}; it must be {}", names.join(" or ")));
-        }
-        known.map_or(0, |(_, number)| *number)
-    }
-
-    // === unknown fields ===
-
-    fn unknown_fields(&mut self, section: &Section<'_>) {
-        let known =
-            SECTIONS.iter().find(|(path, _)| *path == section.path).map_or(&[][..], |(_, fields)| fields);
-        self.unknown_in(section, known);
-    }
-
-    fn unknown_in(&mut self, section: &Section<'_>, known: &[&str]) {
-        let place =
-            if section.path.is_empty() { "a job file".to_owned() } else { format!("`{}`", section.path) };
-        for field in section.fields.keys().filter(|field| !known.contains(&field.as_str())) {
-            let hint = match suggestion(field, known) {
-                Some(name) => format!("did you mean `{name}`?"),
-                None => format!("its fields are {}", known.join(", ")),
-            };
-            self.error(section.path(field), format!("is not a field of {place}; {hint}"));
-        }
-    }
-}
-
-/// The field that was probably meant: the nearest name beside it, or the same name in another section.
-fn suggestion(field: &str, known: &[&str]) -> Option<String> {
-    let near = known
-        .iter()
-        .map(|name| (strsim::jaro_winkler(field, name), *name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(similarity, _)| *similarity > 0.8);
-    let elsewhere = || {
-        let (section, _) =
-            SECTIONS.iter().find(|(path, fields)| !path.is_empty() && fields.contains(&field))?;
-        Some(join(section, field))
-    };
-    let top =
-        || SECTIONS[0].1.contains(&field).then(|| format!("{field}` at the top of the file, not `{field}"));
-    near.map(|(_, name)| name.to_owned()).or_else(elsewhere).or_else(top)
 }
 
 fn join(path: &str, field: &str) -> String {

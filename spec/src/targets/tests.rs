@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fs, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{base::Head, job::Job};
+use crate::{
+    base::Head,
+    job::{Init, Job, Method},
+};
 
 fn example() -> BaseShape {
     BaseShape::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/base"), Head::LanguageModel)
@@ -182,6 +185,12 @@ fn from_peft(config: &serde_json::Value) -> AdapterSpec {
         object.iter().map(|(pattern, value)| (pattern.clone(), value.as_f64().unwrap())).collect()
     };
     AdapterSpec {
+        method: Method::Lora,
+        init: Init::Kaiming,
+        dropout: 0.0,
+        layers_pattern: Vec::new(),
+        modules_to_save: Vec::new(),
+        start: None,
         rank: config["r"].as_u64().unwrap() as u32,
         alpha: config["lora_alpha"].as_f64().unwrap(),
         targets: rule("target_modules").unwrap(),

@@ -76,9 +76,12 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
     let loaded = load_base(run, &job)?;
     run.check()?;
     let prompts = encode_prompts(&job, &loaded)?;
-    let train = load_data(run, &job, &loaded, "train", &job.train_data)?;
+    let Some(source) = job.data.train.first() else {
+        return Err(End::Failed("the spec names no training data".into()));
+    };
+    let train = load_data(run, &job, &loaded, "train", source)?;
     run.check()?;
-    let eval = match &job.eval_data {
+    let eval = match job.data.eval.first() {
         Some(source) => Some(load_data(run, &job, &loaded, "eval", source)?),
         None => None,
     };

@@ -395,7 +395,11 @@ impl Fleet {
         let mut spec = pb::JobSpec {
             display_name: "test".into(),
             base: Some(pb::BaseRef { source: "./base".into(), sha256: self.base.to_string() }),
-            data: Some(pb::DataSpec { train: Some(data(&self.train)), eval: Some(data(&self.eval)) }),
+            data: Some(pb::DataSpec {
+                train: vec![data(&self.train)],
+                eval: vec![data(&self.eval)],
+                ..Default::default()
+            }),
             adapter: Some(pb::AdapterSpec { rank: 4, ..Default::default() }),
             train: Some(pb::TrainSpec {
                 length: Some(pb::train_spec::Length::Steps(steps)),
@@ -407,8 +411,9 @@ impl Fleet {
                 every: 3,
                 prompts: vec!["Describe the Debian package chess".into()],
                 max_new_tokens: 5,
+                ..Default::default()
             }),
-            checkpoint: Some(pb::CheckpointSpec { every: 2, keep: 3 }),
+            checkpoint: Some(pb::CheckpointSpec { every: 2, keep: 3, best: false }),
             workers: Some(pb::WorkersSpec { min: 1, max: 3 }),
             ..Default::default()
         };

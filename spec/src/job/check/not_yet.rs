@@ -1,0 +1,36 @@
+//! What a job may say, but nothing here can do yet: refused by name, never passed over in silence.
+
+use lorafleet_proto::v1 as pb;
+
+use super::Check;
+
+impl Check {
+    pub(super) fn not_yet(&mut self, spec: &pb::JobSpec) {
+        let data = spec.data.clone().unwrap_or_default();
+        let adapter = spec.adapter.clone().unwrap_or_default();
+        let train = spec.train.unwrap_or_default();
+        let eval = spec.eval.clone().unwrap_or_default();
+        let checkpoint = spec.checkpoint.unwrap_or_default();
+        for (given, path) in [
+            (spec.task == pb::Task::Classification as i32, "task"),
+            (data.train.len() > 1, "data.train"),
+            (data.eval.len() > 1, "data.eval"),
+            (!data.columns.is_empty(), "data.columns"),
+            (!data.labels.is_empty(), "data.labels"),
+            (data.overlap > 0, "data.overlap"),
+            (data.loss_on == pb::LossOn::All as i32, "data.loss_on"),
+            (adapter.method > pb::AdapterMethod::Lora as i32, "adapter.method"),
+            (adapter.init > pb::AdapterInit::Kaiming as i32, "adapter.init"),
+            (adapter.dropout > 0.0, "adapter.dropout"),
+            (!adapter.layers_pattern.is_empty(), "adapter.layers_pattern"),
+            (!adapter.modules_to_save.is_empty(), "adapter.modules_to_save"),
+            (adapter.start.is_some(), "adapter.start"),
+            (train.precision > pb::Precision::F32 as i32, "train.precision"),
+            (train.recompute, "train.recompute"),
+            (eval.patience > 0, "eval.patience"),
+            (checkpoint.best, "checkpoint.best"),
+        ] {
+            self.rule(!given, path, || "cannot be trained yet with this value; leave it out".to_owned());
+        }
+    }
+}
