@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lorafleet_spec::base::{BaseShape, Head};
 
-use crate::model::{Decoder, ModelError};
+use crate::model::{ModelError, Transformer};
 
 /// Why a base cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -21,18 +21,26 @@ pub enum BaseError {
 #[derive(Debug)]
 pub struct Base {
     shape: BaseShape,
-    decoder: Decoder,
+    model: Transformer,
 }
 
 impl Base {
-    /// Loads a Hugging Face folder: `config.json` and one or several safetensors files.
+    /// Loads a Hugging Face folder as a language model: `config.json` and one or several safetensors files.
     ///
     /// # Errors
     /// When a file is missing or damaged, or the architecture is not known.
     pub fn load(dir: &Path) -> Result<Self, BaseError> {
-        let shape = BaseShape::read(dir, Head::LanguageModel)?;
-        let decoder = Decoder::load(dir, &shape)?;
-        Ok(Self { shape, decoder })
+        Self::load_as(dir, Head::LanguageModel)
+    }
+
+    /// The same with the head that the task wants.
+    ///
+    /// # Errors
+    /// As [`Base::load`].
+    pub fn load_as(dir: &Path, head: Head) -> Result<Self, BaseError> {
+        let shape = BaseShape::read(dir, head)?;
+        let model = Transformer::load(dir, &shape)?;
+        Ok(Self { shape, model })
     }
 
     /// Its layers and their sizes.
@@ -41,7 +49,7 @@ impl Base {
     }
 
     /// The model.
-    pub fn decoder(&self) -> &Decoder {
-        &self.decoder
+    pub fn model(&self) -> &Transformer {
+        &self.model
     }
 }

@@ -73,14 +73,14 @@ pub fn generate(
 ) -> Result<Vec<u32>, GenerateError> {
     let positions = base.shape().max_positions;
     check(prompt, positions, options)?;
-    let (decoder, view) = (base.decoder(), adapter.map(Adapter::view));
+    let (model, view) = (base.model(), adapter.map(Adapter::view));
     let room = options.max_new_tokens.min(positions - prompt.len());
-    let mut cache = decoder.new_cache(prompt.len() + room);
+    let mut cache = model.new_cache(prompt.len() + room)?;
     let mut sampler = Sampler::new(options);
     let mut continuation = Vec::new();
     let mut next = prompt.to_vec();
     while continuation.len() < room {
-        let logits = decoder.decode(&next, view.as_ref(), &mut cache)?;
+        let logits = model.decode(&next, view.as_ref(), &mut cache)?;
         let at = prompt.len() + continuation.len();
         let token = sampler.choose(&logits, continuation.len()).ok_or(GenerateError::NotFinite { at })?;
         if options.stop.contains(&token) {

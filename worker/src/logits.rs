@@ -17,13 +17,13 @@ pub fn run(args: &LogitsArgs) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let vocabulary = base.decoder().vocabulary();
+    let vocabulary = base.model().vocabulary();
     if let Some(token) = args.tokens.iter().find(|token| **token as usize >= vocabulary) {
         anyhow::bail!("--tokens: {token} is no token of this base, which has {vocabulary}");
     }
     let batch = PackedBatch::unlabelled([args.tokens.as_slice()]);
     let view = adapter.as_ref().map(Adapter::view);
-    let logits = base.decoder().logits(&batch, view.as_ref())?;
+    let logits = base.model().logits(&batch, view.as_ref())?;
     ensure!(logits.len() == args.tokens.len() * vocabulary, "the engine gave {} logits", logits.len());
     let rows: Vec<&[f32]> = logits.chunks(vocabulary).collect();
     println!("{}", serde_json::json!({ "vocabulary": vocabulary, "logits": rows }));

@@ -25,7 +25,7 @@ mod tests;
 
 pub(crate) use backward::{Into, Reduced, Upstream, backward_input, backward_weights};
 pub(crate) use factors::Factors;
-pub(crate) use forward::{Kept, Output, forward};
+pub(crate) use forward::{Kept, forward};
 pub(crate) use rows::{Rows, TokenKey};
 
 use crate::ops::Scope;

@@ -2,31 +2,82 @@
 
 use std::ops::Range;
 
-use lorafleet_spec::Example;
+use lorafleet_spec::data::{Example, Target};
 
 use super::ModelError;
+use crate::linear::TokenKey;
 
 /// A micro-batch: the tokens of its examples concatenated; attention stays within an example, positions restart.
 ///
-/// What comes after an example's last labelled token can't change the loss, nor can that token itself (it is only
-/// predicted), so neither is computed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Where tokens are predicted, what comes after an example's last labelled token can't change the loss, nor can that
+/// token itself (it is only predicted), so neither is computed.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PackedBatch {
     tokens: Vec<u32>,
     positions: Vec<u32>,
+    /// 1 for tokens of a pair's second text; empty where no example is a pair.
+    types: Vec<u32>,
     spans: Vec<Range<usize>>,
-    rows: Vec<u32>,
-    targets: Vec<u32>,
+    /// The example of each span, by its place in the batch.
+    examples: Vec<u32>,
+    labels: Labels,
     given: usize,
+    first: u32,
+}
+
+/// What is to be predicted of a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Labels {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// The successors of some tokens.
+    Tokens {
+        /// The tokens whose successor has a label, in order.
+        rows: Vec<u32>,
+        /// Their successors.
+        targets: Vec<u32>,
+    },
+    /// A class for each sequence.
+    Classes(Vec<u32>),
+    /// A number for each sequence.
+    Scores(Vec<f32>),
 }
 
 impl PackedBatch {
-    /// Packs examples.
+    /// Packs examples, all with the same kind of target.
     ///
     /// # Errors
-    /// An example's labels are not as many as its tokens, or its first token has a label.
+    /// An example's labels are not as many as its tokens, or its first token has a label; or an example has no token,
+    /// or another kind of target than those before it.
     pub fn new(examples: &[&Example]) -> Result<Self, ModelError> {
-        Self::pack(examples.iter().map(|e| (e.tokens.as_slice(), e.labels())))
+        let mut batch = Self::default();
+        for (index, example) in examples.iter().enumerate() {
+            let problem = |message: &str| Err(ModelError::Example { index, message: message.to_owned() });
+            match (&example.target, &mut batch.labels) {
+                (Target::Tokens(labels), Labels::Nothing | Labels::Tokens { .. }) => {
+                    batch.append_labelled(index, &example.tokens, labels, example.second)?;
+                    continue;
+                }
+                (Target::Class(class), Labels::Classes(classes)) => classes.push(*class),
+                (Target::Class(class), labels @ Labels::Nothing) => *labels = Labels::Classes(vec![*class]),
+                (Target::Score(score), Labels::Scores(scores)) => scores.push(*score),
+                (Target::Score(score), labels @ Labels::Nothing) => *labels = Labels::Scores(vec![*score]),
+                _ => return problem("has another kind of target than the examples before it"),
+            }
+            if example.tokens.is_empty() {
+                return problem("has no token");
+            }
+            batch.given += example.tokens.len();
+            batch.append(index, &example.tokens, example.second);
+        }
+        Ok(batch)
+    }
+
+    /// Says that the batch's first example is the step's `first`: dropout masks belong to an example's place in the step.
+    #[must_use]
+    pub fn starting_at(self, first: u32) -> Self {
+        Self { first, ..self }
     }
 
     /// Packs pairs of tokens and labels; where `labels[i]` is set, token i is to be predicted from those before it.
@@ -36,22 +87,7 @@ impl PackedBatch {
     pub fn pack<'a>(examples: impl IntoIterator<Item = (&'a [u32], &'a [bool])>) -> Result<Self, ModelError> {
         let mut batch = Self::default();
         for (index, (tokens, labels)) in examples.into_iter().enumerate() {
-            if tokens.len() != labels.len() {
-                let message = format!("{} tokens, but {} labels", tokens.len(), labels.len());
-                return Err(ModelError::Example { index, message });
-            }
-            if labels.first() == Some(&true) {
-                let message = "the first token has a label, but nothing comes before it".to_owned();
-                return Err(ModelError::Example { index, message });
-            }
-            batch.given += tokens.len();
-            let kept = labels.iter().rposition(|&label| label).unwrap_or(0);
-            let start = batch.tokens.len();
-            for i in (0..kept).filter(|&i| labels[i + 1]) {
-                batch.rows.push((start + i) as u32);
-                batch.targets.push(tokens[i + 1]);
-            }
-            batch.append(&tokens[..kept]);
+            batch.append_labelled(index, tokens, labels, None)?;
         }
         Ok(batch)
     }
@@ -59,20 +95,60 @@ impl PackedBatch {
     /// Packs whole sequences without labels, for logits of every position.
     pub fn unlabelled<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
         let mut batch = Self::default();
-        for tokens in sequences {
+        for (index, tokens) in sequences.into_iter().enumerate() {
             batch.given += tokens.len();
-            batch.append(tokens);
+            batch.append(index, tokens, None);
         }
         batch
     }
 
-    fn append(&mut self, tokens: &[u32]) {
-        if !tokens.is_empty() {
-            let start = self.tokens.len();
-            self.tokens.extend_from_slice(tokens);
-            self.positions.extend(0..tokens.len() as u32);
-            self.spans.push(start..self.tokens.len());
+    fn append_labelled(
+        &mut self,
+        index: usize,
+        tokens: &[u32],
+        labels: &[bool],
+        second: Option<usize>,
+    ) -> Result<(), ModelError> {
+        if tokens.len() != labels.len() {
+            let message = format!("{} tokens, but {} labels", tokens.len(), labels.len());
+            return Err(ModelError::Example { index, message });
         }
+        if labels.first() == Some(&true) {
+            let message = "the first token has a label, but nothing comes before it".to_owned();
+            return Err(ModelError::Example { index, message });
+        }
+        if self.labels == Labels::Nothing {
+            self.labels = Labels::Tokens { rows: Vec::new(), targets: Vec::new() };
+        }
+        let start = self.tokens.len();
+        let kept = labels.iter().rposition(|&label| label).unwrap_or(0);
+        if let Labels::Tokens { rows, targets } = &mut self.labels {
+            for i in (0..kept).filter(|&i| labels[i + 1]) {
+                rows.push((start + i) as u32);
+                targets.push(tokens[i + 1]);
+            }
+        }
+        self.given += tokens.len();
+        self.append(index, &tokens[..kept], second);
+        Ok(())
+    }
+
+    fn append(&mut self, index: usize, tokens: &[u32], second: Option<usize>) {
+        if tokens.is_empty() {
+            return;
+        }
+        let start = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.positions.extend(0..tokens.len() as u32);
+        if second.is_some() && self.types.is_empty() {
+            self.types.resize(start, 0);
+        }
+        if second.is_some() || !self.types.is_empty() {
+            let second = second.unwrap_or(tokens.len());
+            self.types.extend((0..tokens.len()).map(|i| u32::from(i >= second)));
+        }
+        self.spans.push(start..self.tokens.len());
+        self.examples.push(index as u32);
     }
 
     /// Tokens of the examples, as given.
@@ -80,9 +156,19 @@ impl PackedBatch {
         self.given
     }
 
-    /// Labelled tokens: the loss is their sum.
+    /// What the loss is summed over: labelled tokens, or sequences with a class or a score.
     pub fn labelled_tokens(&self) -> usize {
-        self.targets.len()
+        match &self.labels {
+            Labels::Nothing => 0,
+            Labels::Tokens { targets, .. } => targets.len(),
+            Labels::Classes(classes) => classes.len(),
+            Labels::Scores(scores) => scores.len(),
+        }
+    }
+
+    /// Sequences that are computed.
+    pub fn sequences(&self) -> usize {
+        self.spans.len()
     }
 
     /// The tokens that are computed.
@@ -95,19 +181,28 @@ impl PackedBatch {
         &self.positions
     }
 
+    /// Each token's type; empty where all are of the first.
+    pub(crate) fn types(&self) -> &[u32] {
+        &self.types
+    }
+
     /// The sequences.
     pub(crate) fn spans(&self) -> &[Range<usize>] {
         &self.spans
     }
 
-    /// The tokens whose successor has a label, in order.
-    pub(crate) fn rows(&self) -> &[u32] {
-        &self.rows
+    /// Which token of which of the step's examples each row is.
+    pub(crate) fn keys(&self) -> Vec<TokenKey> {
+        let key = |(span, example): (&Range<usize>, &u32)| {
+            let example = self.first + example;
+            (0..span.len() as u32).map(move |token| TokenKey { example, token })
+        };
+        self.spans.iter().zip(&self.examples).flat_map(key).collect()
     }
 
-    /// Their successors.
-    pub(crate) fn targets(&self) -> &[u32] {
-        &self.targets
+    /// What is to be predicted.
+    pub(crate) fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     /// The longest sequence.
@@ -132,9 +227,28 @@ mod tests {
         assert_eq!(batch.inputs(), [5, 6, 7, 3]);
         assert_eq!(batch.positions(), [0, 1, 2, 0]);
         assert_eq!(batch.spans(), [0..3, 3..4]);
-        assert_eq!(batch.rows(), [1, 2, 3]);
-        assert_eq!(batch.targets(), [7, 8, 4]);
+        assert_eq!(batch.labels(), &Labels::Tokens { rows: vec![1, 2, 3], targets: vec![7, 8, 4] });
         assert_eq!((batch.tokens(), batch.labelled_tokens(), batch.longest()), (9, 3, 3));
+        let keys: Vec<_> = batch.starting_at(8).keys().iter().map(|key| (key.example, key.token)).collect();
+        assert_eq!(keys, [(8, 0), (8, 1), (8, 2), (10, 0)]);
+    }
+
+    #[test]
+    fn sequences_with_a_class_are_kept_whole() {
+        let example = |tokens: &[u32], second, class| Example {
+            tokens: tokens.to_vec(),
+            second,
+            target: Target::Class(class),
+        };
+        let (a, b) = (example(&[5, 6, 7], None, 2), example(&[1, 2, 3, 4], Some(3), 0));
+        let batch = PackedBatch::new(&[&a, &b]).unwrap();
+        assert_eq!(batch.inputs(), [5, 6, 7, 1, 2, 3, 4]);
+        assert_eq!(batch.types(), [0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(batch.labels(), &Labels::Classes(vec![2, 0]));
+        assert_eq!((batch.tokens(), batch.labelled_tokens(), batch.sequences()), (7, 2, 2));
+        let score = Example { target: Target::Score(0.5), ..a.clone() };
+        let mixed = PackedBatch::new(&[&a, &score]).unwrap_err().to_string();
+        assert!(mixed.contains("example 1") && mixed.contains("another kind"), "{mixed}");
     }
 
     #[test]
@@ -142,5 +256,7 @@ mod tests {
         let first = PackedBatch::pack([([1u32, 2].as_slice(), [true, true].as_slice())]);
         assert!(first.unwrap_err().to_string().contains("example 0"));
         assert!(PackedBatch::pack([([1u32, 2].as_slice(), [false].as_slice())]).is_err());
+        let empty = Example { tokens: vec![], second: None, target: Target::Class(0) };
+        assert!(PackedBatch::new(&[&empty]).is_err());
     }
 }

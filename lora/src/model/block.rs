@@ -1,155 +1,159 @@
-//! One transformer layer, forward: `mid = x + o(attention(qkv(norm(x))))`, `out = mid + down(swiglu(norm(mid)))`.
+//! One transformer layer: its attention part, then its MLP part.
 
 use candle_core::Tensor;
 
 use super::ModelError;
+use super::attention_part::{AttentionPart, AttentionSaved};
 use super::cache::LayerCache;
-use crate::linear::{Adapted, Factors, FrozenLinear, Kept, Output, Rows, forward};
-use crate::ops::attention::{self, Heads, Span};
-use crate::ops::rms_norm::Weight;
-use crate::ops::rope::{RopeTable, Turn, rotate};
-use crate::ops::{OpError, Scope, rms_norm, swiglu};
-
-/// The linear layers of a block, in the order of its modules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Slot {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-}
-
-impl Slot {
-    /// All of them.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// The module's name within the layer.
-    pub const fn module(self) -> &'static str {
-        match self {
-            Self::Q => "self_attn.q_proj",
-            Self::K => "self_attn.k_proj",
-            Self::V => "self_attn.v_proj",
-            Self::O => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-}
+use super::frame::Frame;
+use super::mlp_part::{MlpPart, MlpSaved};
+use super::pass::{Narrow, Pass};
+use super::projection::{Lows, Projection};
+use super::until::Until;
+use crate::linear::Into;
+use crate::ops::Scope;
 
 /// One transformer layer of the base.
 #[derive(Debug)]
 pub(crate) struct Block {
-    /// Weight of the norm before attention.
-    pub attention_norm: Vec<f32>,
-    /// Weight of the norm before the MLP.
-    pub mlp_norm: Vec<f32>,
-    /// The linear layers, one per [`Slot`].
-    pub linears: [FrozenLinear; 7],
+    pub attention: AttentionPart,
+    pub mlp: MlpPart,
 }
 
-/// The adapters of one block in one pass, one per [`Slot`].
-pub(crate) type BlockFactors<'f, 'a> = &'f [Option<Factors<'a>>];
-
-/// What all blocks of one pass share.
-#[derive(Clone, Copy)]
-pub(crate) struct Pass<'a> {
-    pub spans: &'a [Span],
-    pub positions: &'a [u32],
-    pub rope: &'a RopeTable,
-    pub heads: Heads,
-    pub eps: f32,
-    pub rows: &'a Rows,
-    pub scope: Scope<'a>,
-}
-
-/// What a block's backward pass needs: everything else is made again.
+/// What a block's backward pass needs.
 pub(crate) struct Saved {
-    /// The block's input.
-    pub x: Tensor,
-    pub attention_rstd: Tensor,
-    /// After rotation.
-    pub q: Tensor,
-    /// After rotation.
-    pub k: Tensor,
-    pub v: Tensor,
-    /// Attention's output and log-sum-exp.
-    pub attended: Tensor,
-    pub lse: Tensor,
-    /// After attention's residual sum.
-    pub mid: Tensor,
-    pub mlp_rstd: Tensor,
-    pub gate: Tensor,
-    pub up: Tensor,
-    /// What each slot's layer keeps.
-    pub lows: [Kept; 7],
+    attention: AttentionSaved,
+    mlp: MlpSaved,
+}
+
+/// How far the backward pass goes within one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Depth {
+    /// Within the MLP part; `Through` where the attention part needs a gradient.
+    pub mlp: Until,
+    /// Within the attention part; nothing where it needs none.
+    pub attention: Option<Until>,
+}
+
+impl Depth {
+    /// Through the whole block: blocks below need the gradient of its input.
+    pub const THROUGH: Self = Self { mlp: Until::Through, attention: Some(Until::Through) };
+}
+
+impl Block {
+    /// The place of the lowest tensor of the block that is trained.
+    pub fn lowest(&self, pass: &Pass) -> Option<Depth> {
+        match self.attention.lowest(pass) {
+            Some(until) => Some(Depth { mlp: Until::Through, attention: Some(until) }),
+            None => self.mlp.lowest(pass).map(|mlp| Depth { mlp, attention: None }),
+        }
+    }
+
+    /// `x` `[T, H]` → the block's output, and what its backward pass needs.
+    ///
+    /// With a cache the tokens follow those that it holds, and are appended to it. With `narrow`, only its rows of the
+    /// output are computed.
+    pub fn forward(
+        &self,
+        x: Tensor,
+        narrow: Option<Narrow>,
+        pass: &Pass,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<(Tensor, Saved), ModelError> {
+        let (x, attention) = self.attention.forward(x, narrow, pass, cache)?;
+        let (y, mlp) = self.mlp.forward(x, &pass.narrowed(narrow))?;
+        Ok((y, Saved { attention, mlp }))
+    }
+
+    /// From the gradient `d` of the block's output: the gradients of what is trained, written to their places, and the
+    /// gradient of its input, if the pass goes that far.
+    pub fn backward(
+        &self,
+        saved: Saved,
+        d: Tensor,
+        narrow: Option<Narrow>,
+        depth: Depth,
+        gradients: &mut [f32],
+        pass: &Pass,
+    ) -> Result<Option<Tensor>, ModelError> {
+        let d = self.mlp.backward(saved.mlp, d, depth.mlp, gradients, &pass.narrowed(narrow))?;
+        match (d, depth.attention) {
+            (Some(d), Some(until)) => {
+                self.attention.backward(saved.attention, d, narrow, until, gradients, pass)
+            }
+            (d, _) => {
+                saved.attention.recycle(pass.scope)?;
+                d.into_iter().try_for_each(|d| pass.scope.pool.recycle(d))?;
+                Ok(None)
+            }
+        }
+    }
 }
 
 impl Saved {
     /// Gives every buffer back.
-    pub fn recycle(self, scope: Scope) -> Result<(), OpError> {
-        let Self { x, attention_rstd, q, k, v, attended, lse, mid, mlp_rstd, gate, up, lows } = self;
-        for tensor in [x, attention_rstd, q, k, v, attended, lse, mid, mlp_rstd, gate, up] {
-            scope.pool.recycle(tensor)?;
-        }
-        lows.into_iter().for_each(|low| low.recycle(scope));
-        Ok(())
+    pub fn recycle(self, scope: Scope) -> Result<(), ModelError> {
+        self.attention.recycle(scope)?;
+        self.mlp.recycle(scope)
+    }
+
+    /// The block's input; every other buffer is given back.
+    pub fn into_input(self, scope: Scope) -> Result<Tensor, ModelError> {
+        self.mlp.recycle(scope)?;
+        self.attention.into_input(scope)
     }
 }
 
-impl Block {
-    /// A slot's layer with its adapter.
-    pub fn adapted<'f, 'a>(&'f self, factors: BlockFactors<'f, 'a>, slot: Slot) -> Adapted<'f, 'a> {
-        (&self.linears[slot as usize], factors[slot as usize].as_ref())
-    }
+/// The beginning of a part: its first layers and the norm before them.
+pub(crate) struct Start<'p> {
+    pub frame: &'p Frame,
+    pub layers: &'p Projection,
+    pub until: Until,
+}
 
-    /// `x` `[T, H]` → the block's output `[T, H]`, and what its backward pass needs.
-    ///
-    /// With a cache the tokens follow those that it holds, and are appended to it.
-    pub fn forward(
+impl Start<'_> {
+    /// From the gradients `dys` of the layers' results to that of the residual stream `x`, if the pass goes that far.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
         &self,
-        x: Tensor,
-        factors: BlockFactors,
-        pass: Pass,
-        cache: Option<&mut LayerCache>,
-    ) -> Result<(Tensor, Saved), ModelError> {
+        x: &Tensor,
+        entry: Option<&Tensor>,
+        dys: Vec<Tensor>,
+        lows: &Lows,
+        residual: Tensor,
+        gradients: &mut [f32],
+        pass: &Pass,
+    ) -> Result<Option<Tensor>, ModelError> {
         let scope = pass.scope;
-        let at = |slot| self.adapted(factors, slot);
-        let (h, attention_rstd) =
-            rms_norm::forward(&x, Weight::plain(&self.attention_norm), pass.eps, None, scope)?;
-        let [q, k, v] =
-            outputs(forward(&h, &[at(Slot::Q), at(Slot::K), at(Slot::V)], None, pass.rows, scope)?);
-        scope.pool.recycle(h)?;
-        let turned = rotate(q.y, pass.positions, pass.rope, Turn::Forward)?;
-        let (q, q_low) = (turned, q.kept);
-        let turned = rotate(k.y, pass.positions, pass.rope, Turn::Forward)?;
-        let (k, k_low) = (turned, k.kept);
-        let (attended, lse) = match cache {
-            None => attention::forward(&q, &k, &v.y, pass.spans, pass.heads, scope)?,
-            Some(cache) => {
-                let (k, v) = cache.append(&k, &v.y)?;
-                attention::forward(&q, &k, &v, pass.spans, pass.heads, scope)?
+        let upstream: Vec<&Tensor> = dys.iter().collect();
+        let wanted = self.until > Until::Input;
+        let (dh, reduced) = self.layers.backward_input(&upstream, lows, wanted, pass)?;
+        if self.layers.is_trained(pass) {
+            let h = self.frame.entered(x, entry, pass)?;
+            let input = h.as_ref().unwrap_or(x);
+            self.layers.backward_weights(
+                &upstream,
+                lows,
+                reduced,
+                input,
+                gradients,
+                Into::Overwrite,
+                pass,
+            )?;
+            if let Some(h) = h {
+                scope.pool.recycle(h)?;
             }
+        }
+        dys.into_iter().try_for_each(|dy| scope.pool.recycle(dy))?;
+        let Some(dh) = dh else {
+            scope.pool.recycle(residual)?;
+            return Ok(None);
         };
-        let [o] = outputs(forward(&attended, &[at(Slot::O)], Some(&x), pass.rows, scope)?);
-        let mid = o.y;
-        let (h, mlp_rstd) = rms_norm::forward(&mid, Weight::plain(&self.mlp_norm), pass.eps, None, scope)?;
-        let [gate, up] = outputs(forward(&h, &[at(Slot::Gate), at(Slot::Up)], None, pass.rows, scope)?);
-        scope.pool.recycle(h)?;
-        let act = swiglu::forward(&gate.y, &up.y, scope)?;
-        let [down] = outputs(forward(&act, &[at(Slot::Down)], Some(&mid), pass.rows, scope)?);
-        scope.pool.recycle(act)?;
-        let lows = [q_low, k_low, v.kept, o.kept, gate.kept, up.kept, down.kept];
-        let (v, gate, up) = (v.y, gate.y, up.y);
-        let saved = Saved { x, attention_rstd, q, k, v, attended, lse, mid, mlp_rstd, gate, up, lows };
-        Ok((down.y, saved))
+        let d = self.frame.enter_backward(x, entry, dh, residual, gradients, pass)?;
+        if self.until == Until::Through {
+            return Ok(Some(d));
+        }
+        scope.pool.recycle(d)?;
+        Ok(None)
     }
-}
-
-/// The outputs of N layers as an array.
-fn outputs<const N: usize>(outputs: Vec<Output>) -> [Output; N] {
-    outputs.try_into().unwrap_or_else(|_| unreachable!("forward gives one output per layer"))
 }

@@ -1,8 +1,9 @@
 //! Keys and values of earlier tokens, so that generating a token costs one token.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use crate::ops::{OpError, View, view};
+use super::ModelError;
+use crate::ops::OpError;
 
 /// Keys and values of one sequence in every layer.
 #[derive(Debug)]
@@ -12,21 +13,21 @@ pub struct KvCache {
     capacity: usize,
 }
 
-/// Keys and values of one layer, `[len, K·D]` each, after rotation.
+/// Keys and values of one layer, room for `[capacity, K·D]` each, after rotation.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: Tensor,
+    v: Tensor,
+    len: usize,
 }
 
 impl KvCache {
     /// An empty cache for sequences of up to `capacity` tokens.
-    pub(crate) fn new(layers: usize, columns: usize, capacity: usize) -> Self {
-        let layer = || LayerCache {
-            k: Vec::with_capacity(capacity * columns),
-            v: Vec::with_capacity(capacity * columns),
-        };
-        Self { layers: (0..layers).map(|_| layer()).collect(), len: 0, capacity }
+    pub(crate) fn new(layers: usize, columns: usize, capacity: usize) -> Result<Self, ModelError> {
+        let room = || Tensor::zeros((capacity, columns), DType::F32, &Device::Cpu).map_err(OpError::from);
+        let layer = |_| Ok(LayerCache { k: room()?, v: room()?, len: 0 });
+        let layers = (0..layers).map(layer).collect::<Result<_, OpError>>()?;
+        Ok(Self { layers, len: 0, capacity })
     }
 
     /// Tokens that it holds.
@@ -48,22 +49,21 @@ impl KvCache {
         &mut self.layers[layer]
     }
 
-    /// Counts tokens that every layer has appended.
-    pub(crate) fn advance(&mut self, tokens: usize) {
+    /// Counts tokens that every layer has appended. After a pass that failed, those that some layers appended are
+    /// forgotten.
+    pub(crate) fn settle(&mut self, tokens: usize) {
         self.len += tokens;
+        let len = self.len;
+        self.layers.iter_mut().for_each(|layer| layer.len = len);
     }
 }
 
 impl LayerCache {
-    /// Appends new keys and values `[n, K·D]`; returns all of them as tensors.
+    /// Appends new keys and values `[n, K·D]`, in place; returns all of them, without a copy.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor), OpError> {
-        let columns = k.dim(1)?;
-        let grow = |cache: &mut Vec<f32>, new: View| -> Result<Tensor, OpError> {
-            cache.extend_from_slice(&new);
-            Ok(Tensor::from_slice(cache, (cache.len() / columns, columns), &Device::Cpu)?)
-        };
-        let k = grow(&mut self.k, view("cache", k)?)?;
-        let v = grow(&mut self.v, view("cache", v)?)?;
-        Ok((k, v))
+        self.k.slice_set(k, 0, self.len)?;
+        self.v.slice_set(v, 0, self.len)?;
+        self.len += k.dim(0)?;
+        Ok((self.k.narrow(0, 0, self.len)?, self.v.narrow(0, 0, self.len)?))
     }
 }

@@ -1,20 +1,34 @@
-//! Models: the decoder with hand-written forward and backward passes, its weights and its input.
+//! The model: one transformer, described by data, with hand-written forward and backward passes.
+//!
+//! A block is two parts, attention and MLP. Each is some linear layers ([`projection`]) within a [`frame`] of norms and
+//! the residual sum. Parameters are named by their place among the model's ([`parameters`]); a pass looks up there what
+//! the adapter has in their stead.
 
+mod attention_part;
 mod batch;
 mod block;
-mod block_backward;
 mod cache;
-mod decoder;
-mod head;
+mod classifier;
+mod columns;
+mod embed;
+mod frame;
+mod lm_head;
+mod load;
+mod mlp_part;
+mod parameters;
+mod pass;
+mod projection;
 #[cfg(test)]
 mod tests;
+mod transformer;
+mod until;
 mod weights;
 
 use std::path::PathBuf;
 
 pub use batch::PackedBatch;
 pub use cache::KvCache;
-pub use decoder::{Decoder, Linear, LossSum};
+pub use transformer::{Keep, LossSum, Transformer};
 
 pub use crate::ops::OpError;
 
@@ -71,6 +85,9 @@ pub enum ModelError {
         /// What does not fit.
         message: String,
     },
+    /// The model cannot do what is asked.
+    #[error("{0}")]
+    Task(&'static str),
     /// An operation failed.
     #[error(transparent)]
     Op(#[from] OpError),

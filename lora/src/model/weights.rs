@@ -36,10 +36,16 @@ impl<'a> Weights<'a> {
         Ok(Self { shape, files })
     }
 
-    /// A tensor's values, row-major.
+    /// A tensor's values, row-major as stored; zeros for one of a new head, which whoever trains it draws.
     pub fn read(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let problem =
             |message: &str| ModelError::Tensor { name: name.to_owned(), message: message.to_owned() };
+        if self.shape.fresh.iter().any(|fresh| fresh == name) {
+            let shapes = self.shape.parameter_shapes();
+            let shape = shapes.iter().find(|(tensor, _)| tensor == name);
+            let (_, shape) = shape.ok_or_else(|| problem("is not one of the base's"))?;
+            return Ok(vec![0.0; shape.iter().product()]);
+        }
         let entry = self.shape.tensors.get(name).ok_or_else(|| problem("is not in the base's files"))?;
         let file =
             self.files.get(entry.file.as_str()).ok_or_else(|| problem("lies in a file that is not open"))?;

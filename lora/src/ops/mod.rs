@@ -6,6 +6,7 @@
 //! Every operation has a CPU body, rows split between threads; a tensor on another device is an error that names the
 //! operation. Nothing is summed in an order that depends on the number of threads.
 
+pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod attention_backward;
 pub(crate) mod cross_entropy;
@@ -18,7 +19,9 @@ pub(crate) mod pool;
 pub(crate) mod product;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod scatter;
 pub(crate) mod simd;
+pub(crate) mod softcap;
 pub(crate) mod swiglu;
 #[cfg(test)]
 pub(crate) mod tests;

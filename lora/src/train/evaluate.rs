@@ -38,7 +38,7 @@ impl Trainer {
     /// When the model refuses the examples, or the loss is not finite.
     pub fn evaluate(&self, examples: &[&Example]) -> Result<EvalSums, TrainError> {
         let batch = PackedBatch::new(examples)?;
-        let sum = self.base.decoder().loss(&batch, Some(&self.view()), &self.flops)?;
+        let sum = self.base.model().loss(&batch, Some(&self.view()), &self.flops)?;
         let loss = to_fixed(sum.loss).ok_or(TrainError::Loss { step: self.step(), loss: sum.loss })?;
         Ok(EvalSums { loss, labelled_tokens: sum.labelled_tokens as i64 })
     }

@@ -34,7 +34,7 @@ impl Trainer {
         let step = self.next_step()?;
         let batch = PackedBatch::new(examples)?;
         let view = AdapterView::new(&self.layout, &self.states.current().weights);
-        let sum = self.base.decoder().loss_and_gradients(&batch, &view, &mut self.gradients, &self.flops)?;
+        let sum = self.base.model().loss_and_gradients(&batch, &view, &mut self.gradients, &self.flops)?;
         let totals = Totals {
             loss: sum.loss,
             labelled_tokens: sum.labelled_tokens as u64,

@@ -111,7 +111,7 @@ impl Case {
     /// Logits of all real positions, row after row.
     fn logits(&self, base: &Base, adapter: Option<&AdapterView<'_>>) -> Outcome<Vec<f32>> {
         let batch = PackedBatch::unlabelled(self.rows.iter().map(|row| row.tokens.as_slice()));
-        base.decoder().logits(&batch, adapter).map_err(|e| e.to_string())
+        base.model().logits(&batch, adapter).map_err(|e| e.to_string())
     }
 
     /// Compares them with the case's, whose padded positions mean nothing.
