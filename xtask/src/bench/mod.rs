@@ -1,11 +1,14 @@
 //! `cargo xtask bench NAME`: a measurement beside its peer and its target, printed and written down.
 
+mod classification;
 mod engine;
+mod instruct;
 mod peer;
 mod quality;
 mod record;
 mod row;
 mod service;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -32,6 +35,10 @@ enum Bench {
     Engine,
     /// Evaluation loss of the example's adapter after 42 steps, beside transformers with PEFT.
     Quality,
+    /// Accuracy of LoRA beside full fine-tuning, on a real encoder.
+    Classification,
+    /// Evaluation losses of a real instruct model, beside transformers with PEFT.
+    Instruct,
     /// Memory of an idle coordinator, and the time from submitting a job to its first step.
     Service,
 }
@@ -41,6 +48,8 @@ impl Bench {
         match self {
             Self::Engine => "engine",
             Self::Quality => "quality",
+            Self::Classification => "classification",
+            Self::Instruct => "instruct",
             Self::Service => "service",
         }
     }
@@ -51,6 +60,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let rows = match args.name {
         Bench::Engine => engine::run()?,
         Bench::Quality => quality::run()?,
+        Bench::Classification => {
+            prerequisites::postgres()?;
+            classification::run()?
+        }
+        Bench::Instruct => {
+            prerequisites::postgres()?;
+            instruct::run()?
+        }
         Bench::Service => {
             prerequisites::postgres()?;
             service::run()?

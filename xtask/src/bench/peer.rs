@@ -1,6 +1,9 @@
 //! The peer of the engine: transformers with PEFT, run by `xtask/peers/peft_train.py`.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -30,6 +33,11 @@ impl Peer {
             python.display()
         );
         None
+    }
+
+    /// The interpreter.
+    pub fn python(&self) -> &Path {
+        &self.python
     }
 
     /// Runs one fine-tuning and returns what it measured.

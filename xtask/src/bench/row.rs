@@ -24,6 +24,8 @@ pub enum Target {
     TimesPeer(f64),
     /// At most so many times the peer's.
     AtMostTimesPeer(f64),
+    /// No further from the peer's than this part of it.
+    WithinOfPeer(f64),
     /// Only to know.
     None,
 }
@@ -40,6 +42,7 @@ impl Row {
             Target::Below(limit) => Some(self.ours < limit),
             Target::TimesPeer(least) => self.ratio().map(|ratio| ratio >= least),
             Target::AtMostTimesPeer(most) => self.ratio().map(|ratio| ratio <= most),
+            Target::WithinOfPeer(part) => self.ratio().map(|ratio| (ratio - 1.0).abs() <= part),
             Target::None => None,
         }
     }
@@ -75,6 +78,7 @@ impl Target {
             Self::Below(limit) => format!("below {}", figure(limit)),
             Self::TimesPeer(least) => format!("at least {least} × the peer's"),
             Self::AtMostTimesPeer(most) => format!("at most {most} × the peer's"),
+            Self::WithinOfPeer(part) => format!("within {part} of the peer's"),
             Self::None => "–".to_owned(),
         }
     }
