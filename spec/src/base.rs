@@ -146,6 +146,11 @@ impl BaseShape {
         self.kv_heads * self.head_dim
     }
 
+    /// Name of the list that the transformer layers are counted in, `layers` or `h`.
+    pub fn layer_list(&self) -> &'static str {
+        self.family.layers.rsplit('.').next().unwrap_or(self.family.layers)
+    }
+
     /// The linear layer of a name.
     pub fn linear(&self, name: &str) -> Option<&LinearModule> {
         self.linears.iter().find(|linear| linear.name == name)
@@ -176,4 +181,4 @@ impl BaseShape {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
 //! Bases read whole, and everything that can be wrong with one.
 
-mod families;
+pub(crate) mod families;
 
 use std::{
     fs,

@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    base::Head,
-    job::{Init, Job, Method},
-};
+use crate::base::{Head, tests::families::tiny};
 
 fn example() -> BaseShape {
     BaseShape::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/base"), Head::LanguageModel)
@@ -18,7 +15,8 @@ fn example() -> BaseShape {
 /// An adapter as a job file's section says it.
 fn adapter(section: &str) -> AdapterSpec {
     let text = format!("base: b\ndata: {{train: t}}\nadapter: {{{section}}}");
-    Job::try_from(&crate::parse_yaml(&text).unwrap()).unwrap().adapter
+    let (_, parts, errors) = crate::job::read_lenient(&text);
+    parts.adapter.unwrap_or_else(|| panic!("{section}: {errors:?}"))
 }
 
 fn resolved(section: &str) -> Vec<Target> {
@@ -73,8 +71,8 @@ fn a_regular_expression_matches_whole_names() {
     assert!(
         error(r"targets: 'self_attn\.(q|v)_proj'").contains("matches no layer; there are q_proj, k_proj")
     );
-    assert!(error("targets: '.*'").contains("matches the output head lm_head, which cannot be trained yet"));
-    assert_eq!(resolved("targets: '.*', exclude: lm_head").len(), 42);
+    assert_eq!(resolved("targets: '.*', exclude: [lm_head, embed_tokens]").len(), 42);
+    assert_eq!(resolved("targets: '.*'").len(), 44);
     assert!(error(r"targets: '(.*)(.*)(.*)(.*)(.*)(.*)\1\2\3\4\5\6!'").contains("too costly"));
 }
 
@@ -113,7 +111,7 @@ fn ranks_and_alphas_by_pattern() {
     assert_eq!(at("model.layers.1.self_attn.v_proj"), (8, 8.0, 1.0));
     assert_eq!(at("model.layers.2.self_attn.v_proj"), (4, 8.0, 2.0));
     // The first pattern that matches counts; a pattern matches from a dot on.
-    let targets = resolved("rank_pattern: {q_proj: 3, self_attn.q_proj: 5, proj: 7}");
+    let targets = resolved("rank_pattern: {q_proj: 3, self_attn.q_proj: 5}");
     assert!(targets.iter().all(|t| t.rank == if t.module.ends_with("q_proj") { 3 } else { 16 }));
     assert_eq!(resolved("rank: 16, alpha: 16, rslora: true")[0].scale, 4.0);
 }
@@ -136,38 +134,190 @@ fn what_does_not_fit_is_told_at_once() {
     assert_eq!(resolved("rank: 128, targets: k_proj").len(), 6);
 }
 
-/// The cases under LORAFLEET_PARITY_CASES whose base this crate knows: what PEFT adapted is what we would.
+const CLASSIFIER: Head = Head::Classifier { labels: 3 };
+
+/// What a section's adapter and whole tensors are on a family's tiny model, or what is wrong.
+fn on(shape: &BaseShape, section: &str) -> Result<(Vec<String>, Vec<String>), String> {
+    let adapter = adapter(section);
+    let text =
+        |errors: Vec<FieldError>| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let targets = resolve(&adapter, shape).map_err(text)?;
+    let saved = saved(&adapter, shape).map_err(text)?;
+    Ok((
+        targets.into_iter().map(|target| target.module).collect(),
+        saved.tensors.into_iter().map(|(name, _)| name).collect(),
+    ))
+}
+
+#[test]
+fn a_classifier_is_always_trained_whole_and_never_adapted() {
+    let roberta = tiny("roberta", "classifier", CLASSIFIER);
+    let (targets, saved) = on(&roberta, "rank: 2, targets: [query, dense], exclude: 'classifier.*'").unwrap();
+    let layer = "roberta.encoder.layer.0";
+    assert_eq!(
+        targets,
+        ["attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"]
+            .map(|name| format!("{layer}.{name}"))
+    );
+    let head = [
+        "classifier.dense.weight",
+        "classifier.dense.bias",
+        "classifier.out_proj.weight",
+        "classifier.out_proj.bias",
+    ];
+    assert_eq!(saved, head);
+    // Without the exclusion it is the same: what is trained whole gets no adapter.
+    assert_eq!(on(&roberta, "rank: 2, targets: [query, dense]").unwrap(), (targets, saved));
+    assert_eq!(on(&roberta, "rank: 2").unwrap().0.len(), 6);
+    let entries = super::saved(&adapter("rank: 2"), &roberta).unwrap().entries;
+    assert_eq!(entries, ["classifier", "score"]);
+    let error = on(&roberta, "rank: 2, targets: out_proj").unwrap_err();
+    assert!(error.contains("\"out_proj\" matches only what is trained whole (classifier, score)"), "{error}");
+    // PEFT compares the ends of names, so that `classifier` means `pre_classifier` too.
+    let distilbert = tiny("distilbert", "classifier", CLASSIFIER);
+    let (targets, saved) = on(&distilbert, "rank: 2").unwrap();
+    assert_eq!((targets.len(), saved.len()), (6, 4));
+    let llama = tiny("llama", "language_model", CLASSIFIER);
+    assert_eq!(on(&llama, "rank: 2").unwrap().1, ["score.weight"]);
+}
+
+#[test]
+fn a_pretrained_pooler_is_linear_and_a_fresh_one_is_trained_whole() {
+    let bert = tiny("bert", "classifier", CLASSIFIER);
+    let (targets, saved) = on(&bert, "rank: 2").unwrap();
+    assert_eq!(targets.last().unwrap(), "bert.pooler.dense");
+    assert_eq!(saved, ["classifier.weight", "classifier.bias"]);
+    let mut masked = bert;
+    masked.fresh = vec!["bert.pooler.dense.weight".into(), "bert.pooler.dense.bias".into()];
+    let (targets, saved) = on(&masked, "rank: 2").unwrap();
+    assert_eq!((targets.len(), saved.len()), (6, 4));
+    let entries = super::saved(&adapter("rank: 2"), &masked).unwrap().entries;
+    assert_eq!(entries, ["classifier", "score", "bert.pooler.dense"]);
+}
+
+#[test]
+fn embeddings_and_the_head_can_have_adapters() {
+    let gpt2 = tiny("gpt2", "language_model", Head::LanguageModel);
+    let section = adapter("rank: 2, targets: [wte, lm_head, c_attn]");
+    let targets = resolve(&section, &gpt2).unwrap();
+    let found: Vec<_> =
+        targets.iter().map(|t| (t.module.as_str(), t.kind, t.in_features, t.out_features)).collect();
+    assert_eq!(
+        found,
+        [
+            ("transformer.wte", TargetKind::Embedding, 50, 32),
+            ("transformer.h.0.attn.c_attn", TargetKind::Linear, 32, 96),
+            ("lm_head", TargetKind::Linear, 32, 50),
+        ]
+    );
+    let error = on(&gpt2, "rank: 2, targets: wpe").unwrap_err();
+    assert!(error.contains("matches transformer.wpe; of embeddings only that of tokens"), "{error}");
+    assert_eq!(on(&gpt2, "rank: 2").unwrap().0.len(), 4);
+}
+
+#[test]
+fn modules_to_save_are_whole_tensors() {
+    let llama = tiny("llama", "language_model", Head::LanguageModel);
+    let (_, saved) = on(&llama, "rank: 2, modules_to_save: [lm_head, embed_tokens, model.norm]").unwrap();
+    assert_eq!(saved, ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"]);
+    let (targets, saved) = on(&llama, "rank: 2, modules_to_save: [mlp]").unwrap();
+    assert_eq!((targets.len(), saved.len()), (4, 6));
+    let error = on(&llama, "rank: 2, modules_to_save: [lm_hed]").unwrap_err();
+    assert!(error.contains("adapter.modules_to_save: has \"lm_hed\", which is no module"), "{error}");
+    let error = on(&llama, "rank: 2, targets: [q_proj, up_proj], modules_to_save: [mlp]").unwrap_err();
+    assert!(error.contains("\"up_proj\" matches only what is trained whole (mlp)"), "{error}");
+    let gpt2 = tiny("gpt2", "language_model", Head::LanguageModel);
+    for tied in ["lm_head", "wte"] {
+        let error = on(&gpt2, &format!("rank: 2, modules_to_save: [{tied}]")).unwrap_err();
+        assert!(error.contains("the base's output head is its token embedding"), "{error}");
+    }
+}
+
+#[test]
+fn full_fine_tuning_trains_every_tensor() {
+    let llama = tiny("llama", "language_model", Head::LanguageModel);
+    let (targets, saved) = on(&llama, "method: full").unwrap();
+    assert!(targets.is_empty() && saved.len() == llama.tensors.len());
+    let parameters = super::saved(&adapter("method: full"), &llama).unwrap().parameters();
+    assert_eq!(parameters, llama.parameters());
+}
+
+#[test]
+fn layers_are_counted_in_a_list_of_that_name() {
+    let bert = tiny("bert", "classifier", CLASSIFIER);
+    let section =
+        |pattern: &str| format!("rank: 2, targets: [query], layers: [0], layers_pattern: [{pattern}]");
+    assert_eq!(on(&bert, &section("layer")).unwrap().0, ["bert.encoder.layer.0.attention.self.query"]);
+    let error = on(&bert, &section("h, layers")).unwrap_err();
+    assert!(
+        error.contains(
+            "adapter.layers_pattern: h, layers names no list of layers; the base's are in \"layer\""
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn patterns_that_match_nothing_are_told() {
+    assert!(
+        error("rank_pattern: {lm_head: 4}")
+            .contains("adapter.rank_pattern.lm_head: matches none of the modules")
+    );
+    assert!(error("alpha_pattern: {q_prj: 4}").contains("adapter.alpha_pattern.q_prj: matches none"));
+    assert!(error("rank_pattern: {proj: 7}").contains("matches none"), "a pattern matches from a dot on");
+    assert!(error("exclude: [lm_hed]").contains("adapter.exclude: \"lm_hed\" matches no linear layer"));
+    assert!(error("exclude: 'classifier.*'").contains("adapter.exclude: \"classifier.*\" matches no layer"));
+    // PEFT lets all of these pass.
+    let made =
+        adapter("rank: 300, targets: [q_proj, c_attn], exclude: 'classifier.*', rank_pattern: {lm_head: 4}");
+    assert_eq!(resolve_made(&made, &example()).unwrap().len(), 6);
+}
+
+#[test]
+fn dora_has_a_magnitude() {
+    let plain: u64 = resolved("rank: 2, targets: k_proj").iter().map(Target::parameters).sum();
+    let dora: u64 = resolved("method: dora, rank: 2, targets: k_proj").iter().map(Target::parameters).sum();
+    assert_eq!(dora, plain + 6 * 128);
+}
+
+/// The cases under LORAFLEET_PARITY_CASES: what PEFT adapted and saved is what we would.
 #[test]
 fn the_environment_s_parity_cases_have_the_same_layers_and_ranks() {
     let Some(cases) = std::env::var_os("LORAFLEET_PARITY_CASES") else { return };
-    let mut compared = 0;
     for case in fs::read_dir(cases).unwrap() {
         let case = case.unwrap().path();
         let config = fs::read_to_string(case.join("adapter/adapter_config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-        let Ok(shape) = BaseShape::read(&case.join("base"), Head::LanguageModel) else { continue };
         if config["peft_type"] != "LORA" {
             continue;
         }
-        let targets = resolve(&from_peft(&config), &shape).unwrap();
-        let ours: BTreeMap<_, _> =
-            targets.iter().map(|t| (t.module.clone(), [t.rank, t.in_features])).collect();
-        assert_eq!(ours, peft_modules(&case.join("adapter/adapter_model.safetensors")), "{}", case.display());
-        compared += 1;
+        let head = match config["task_type"].as_str().unwrap() {
+            "SEQ_CLS" => Head::Classifier { labels: 5 },
+            _ => Head::LanguageModel,
+        };
+        let shape = BaseShape::read(&case.join("base"), head).unwrap();
+        let adapter = from_peft(&config);
+        let mut ours: BTreeMap<_, _> = resolve_made(&adapter, &shape)
+            .unwrap()
+            .iter()
+            .map(|t| (format!("{}.lora_A.weight", t.module), vec![t.rank, t.in_features]))
+            .collect();
+        ours.extend(saved(&adapter, &shape).unwrap().tensors);
+        assert_eq!(ours, peft_tensors(&case.join("adapter/adapter_model.safetensors")), "{}", case.display());
     }
-    assert!(compared > 0, "no case was compared");
 }
 
-/// The modules of a PEFT file, with the shape of each A.
-fn peft_modules(path: &Path) -> BTreeMap<String, [usize; 2]> {
+/// The shape of each A and each whole tensor in a PEFT file.
+fn peft_tensors(path: &Path) -> BTreeMap<String, Vec<usize>> {
     let file = crate::base::read_tensor_file(path).unwrap();
     let header: BTreeMap<String, serde_json::Value> = serde_json::from_str(&file.header).unwrap();
+    let others = ["lora_B.weight", "lora_magnitude_vector"];
     header
         .iter()
         .filter_map(|(name, entry)| {
-            let module = name.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")?;
-            let shape: [usize; 2] = serde_json::from_value(entry["shape"].clone()).unwrap();
-            Some((module.to_owned(), shape))
+            let name = name.strip_prefix("base_model.model.")?;
+            let shape = serde_json::from_value(entry["shape"].clone()).unwrap();
+            (!others.iter().any(|other| name.ends_with(other))).then(|| (name.to_owned(), shape))
         })
         .collect()
 }
@@ -185,12 +335,6 @@ fn from_peft(config: &serde_json::Value) -> AdapterSpec {
         object.iter().map(|(pattern, value)| (pattern.clone(), value.as_f64().unwrap())).collect()
     };
     AdapterSpec {
-        method: Method::Lora,
-        init: Init::Kaiming,
-        dropout: 0.0,
-        layers_pattern: Vec::new(),
-        modules_to_save: Vec::new(),
-        start: None,
         rank: config["r"].as_u64().unwrap() as u32,
         alpha: config["lora_alpha"].as_f64().unwrap(),
         targets: rule("target_modules").unwrap(),
@@ -202,6 +346,8 @@ fn from_peft(config: &serde_json::Value) -> AdapterSpec {
             .collect(),
         alpha_pattern: patterns("alpha_pattern"),
         rslora: config["use_rslora"].as_bool().unwrap(),
+        modules_to_save: serde_json::from_value(config["modules_to_save"].clone()).unwrap_or_default(),
+        ..adapter("rank: 1")
     }
 }
 

@@ -41,6 +41,11 @@ fn parse(saved: &Saved, head: Head) -> Result<BaseShape, BaseError> {
     BaseShape::parse(&saved.config.to_string(), &[header(&saved.tensors)], head)
 }
 
+/// The shape of a family's tiny model, as transformers saves it with that head: `none`, `classifier`, `language_model`.
+pub(crate) fn tiny(family: &str, saved: &str, head: Head) -> BaseShape {
+    parse(&one(family, saved), head).unwrap()
+}
+
 const CLASSIFIER: Head = Head::Classifier { labels: 3 };
 
 #[test]
