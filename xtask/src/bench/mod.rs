@@ -8,6 +8,7 @@ mod quality;
 mod record;
 mod row;
 mod service;
+mod smollm2;
 mod trial;
 
 use std::process::ExitCode;
