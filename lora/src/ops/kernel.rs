@@ -2,6 +2,13 @@
 //!
 //! Each output element is one chain of multiply-adds over the summed dimension, term after term, in one order. So its
 //! bits depend neither on how the work is split between threads, nor on which other rows and columns are computed.
+//! A chain may be interrupted: its sum so far is carried in memory, and the next call goes on with it.
+
+mod vectors;
+
+use vectors::{Portable, Simd};
+#[cfg(target_arch = "x86_64")]
+use vectors::{Avx2, Avx512, Avx512Bf16};
 
 /// Columns of a panel: packed matrices are laid out in panels this wide.
 pub(crate) const PANEL: usize = 64;
@@ -11,18 +18,33 @@ pub(crate) const ROWS: usize = 6;
 /// One summand `A·B` of a panel. `A` is `[rows, k]` with any strides, `B` is `[k, columns]` with unit column stride.
 #[derive(Clone, Copy)]
 pub(crate) struct Term {
-    /// Length of the summed dimension.
+    /// Length of the summed dimension, in words of 32 bits.
     pub k: usize,
-    /// First element of `A`.
+    /// First word of `A`.
     pub a: *const f32,
     /// Distance between rows of `A`.
     pub a_row: usize,
     /// Distance between columns of `A`.
     pub a_k: usize,
-    /// First element of `B`.
+    /// First word of `B`.
     pub b: *const f32,
     /// Distance between rows of `B`.
     pub b_k: usize,
+    /// Whether a word is a pair of bf16, neighbours in the summed dimension, instead of one f32.
+    pub pairs: bool,
+}
+
+impl Term {
+    /// A summand of nothing.
+    pub const EMPTY: Self = Self {
+        k: 0,
+        a: std::ptr::null(),
+        a_row: 0,
+        a_k: 0,
+        b: std::ptr::null(),
+        b_k: 0,
+        pairs: false,
+    };
 }
 
 /// Where a panel's result goes. A null `add` means zero; `add` may be `c` itself.
@@ -40,6 +62,20 @@ pub(crate) struct Out {
     pub col: usize,
 }
 
+/// Sums of chains that are interrupted, rows of [`PANEL`] values.
+#[derive(Clone, Copy)]
+pub(crate) struct Carry {
+    /// The sums to go on with; null where the chains begin.
+    pub from: *const f32,
+    /// Where the sums are left; null where the chains end, and their results go to [`Out`].
+    pub to: *mut f32,
+}
+
+impl Carry {
+    /// Chains that begin and end in one call.
+    pub const NONE: Self = Self { from: std::ptr::null(), to: std::ptr::null_mut() };
+}
+
 /// One panel: up to [`PANEL`] columns, any number of rows.
 pub(crate) struct Panel<'a> {
     /// The summands, in the order in which they are added.
@@ -50,55 +86,72 @@ pub(crate) struct Panel<'a> {
     pub cols: usize,
     /// The destination.
     pub out: Out,
-}
-
-/// Vector operations of one instruction set.
-trait Simd {
-    type V: Copy;
-    const LANES: usize;
-    unsafe fn splat(x: f32) -> Self::V;
-    unsafe fn load(p: *const f32) -> Self::V;
-    unsafe fn load_part(p: *const f32, n: usize) -> Self::V;
-    unsafe fn store_part(p: *mut f32, v: Self::V, n: usize);
-    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// Where the chains come from and go to.
+    pub carry: Carry,
 }
 
 /// Computes the sums of `MR` rows and `NV` vectors of columns, the last vector `tail` lanes wide, and stores them.
 #[inline(always)]
-unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
-    terms: &[Term],
-    row: usize,
-    col: usize,
-    tail: usize,
-    out: &Out,
-) {
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(panel: &Panel, row: usize, col: usize, tail: usize) {
     // SAFETY: the caller of `Panel::compute` vouches for every element of `rows` × `cols` of the operands.
     unsafe {
         let mut acc = [[S::splat(0.0); NV]; MR];
-        for term in terms {
-            let mut a = term.a.add(row * term.a_row);
-            let mut b = term.b.add(col);
-            let (a_row, a_k, b_k) = (term.a_row, term.a_k, term.b_k);
-            for _ in 0..term.k {
-                let mut vectors = [S::splat(0.0); NV];
-                for (v, vector) in vectors.iter_mut().enumerate().take(NV - 1) {
-                    *vector = S::load(b.add(v * S::LANES));
+        if !panel.carry.from.is_null() {
+            for (r, sums) in acc.iter_mut().enumerate() {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(panel.carry.from.add((row + r) * PANEL + col + v * S::LANES));
                 }
-                vectors[NV - 1] = S::load_part(b.add((NV - 1) * S::LANES), tail);
-                for (r, sums) in acc.iter_mut().enumerate() {
-                    let x = S::splat(*a.add(r * a_row));
-                    for (sum, vector) in sums.iter_mut().zip(vectors) {
-                        *sum = S::mul_add(x, vector, *sum);
-                    }
-                }
-                a = a.wrapping_add(a_k);
-                b = b.wrapping_add(b_k);
             }
         }
-        store::<S, MR, NV>(acc, row, col, tail, out);
+        for term in panel.terms {
+            acc = if term.pairs {
+                chain::<S, MR, NV, true>(acc, term, row, col, tail)
+            } else {
+                chain::<S, MR, NV, false>(acc, term, row, col, tail)
+            };
+        }
+        if panel.carry.to.is_null() {
+            return store::<S, MR, NV>(acc, row, col, tail, &panel.out);
+        }
+        for (r, sums) in acc.iter().enumerate() {
+            for (v, &sum) in sums.iter().enumerate() {
+                S::store_part(panel.carry.to.add((row + r) * PANEL + col + v * S::LANES), sum, S::LANES);
+            }
+        }
     }
+}
+
+/// Adds one term to the sums.
+#[inline(always)]
+unsafe fn chain<S: Simd, const MR: usize, const NV: usize, const PAIRS: bool>(
+    mut acc: [[S::V; NV]; MR],
+    term: &Term,
+    row: usize,
+    col: usize,
+    tail: usize,
+) -> [[S::V; NV]; MR] {
+    // SAFETY: as for `tile`.
+    unsafe {
+        let mut a = term.a.add(row * term.a_row);
+        let mut b = term.b.add(col);
+        let (a_row, a_k, b_k) = (term.a_row, term.a_k, term.b_k);
+        for _ in 0..term.k {
+            let mut vectors = [S::splat(0.0); NV];
+            for (v, vector) in vectors.iter_mut().enumerate().take(NV - 1) {
+                *vector = S::load(b.add(v * S::LANES));
+            }
+            vectors[NV - 1] = S::load_part(b.add((NV - 1) * S::LANES), tail);
+            for (r, sums) in acc.iter_mut().enumerate() {
+                let x = S::splat(*a.add(r * a_row));
+                for (sum, vector) in sums.iter_mut().zip(vectors) {
+                    *sum = if PAIRS { S::pairs(x, vector, *sum) } else { S::mul_add(x, vector, *sum) };
+                }
+            }
+            a = a.wrapping_add(a_k);
+            b = b.wrapping_add(b_k);
+        }
+    }
+    acc
 }
 
 #[inline(always)]
@@ -164,14 +217,12 @@ macro_rules! kernel {
             use super::*;
 
             $(#[$feature])?
-            unsafe fn fixed<const MR: usize, const NV: usize>(
-                terms: &[Term], row: usize, col: usize, tail: usize, out: &Out,
-            ) {
+            unsafe fn fixed<const MR: usize, const NV: usize>(panel: &Panel, row: usize, col: usize, tail: usize) {
                 // SAFETY: the caller's promise, passed on.
-                unsafe { tile::<$simd, MR, NV>(terms, row, col, tail, out) }
+                unsafe { tile::<$simd, MR, NV>(panel, row, col, tail) }
             }
 
-            type Tile = unsafe fn(&[Term], usize, usize, usize, &Out);
+            type Tile = unsafe fn(&Panel, usize, usize, usize);
             const TILES: [[Tile; $vectors]; ROWS] = [
                 [$(fixed::<1, $nv>),*], [$(fixed::<2, $nv>),*], [$(fixed::<3, $nv>),*],
                 [$(fixed::<4, $nv>),*], [$(fixed::<5, $nv>),*], [$(fixed::<6, $nv>),*],
@@ -190,7 +241,7 @@ macro_rules! kernel {
                     while row < panel.rows {
                         let rows = (panel.rows - row).min(ROWS);
                         // SAFETY: the caller's promise, passed on; row and column lie inside the panel.
-                        unsafe { TILES[rows - 1][vectors - 1](panel.terms, row, col, tail, &panel.out) };
+                        unsafe { TILES[rows - 1][vectors - 1](panel, row, col, tail) };
                         row += rows;
                     }
                     col += width;
@@ -201,190 +252,82 @@ macro_rules! kernel {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::Simd;
-    use std::arch::x86_64::*;
-
-    pub(super) struct Avx512;
-
-    #[inline(always)]
-    fn mask(n: usize) -> __mmask16 {
-        ((1u32 << n) - 1) as __mmask16
-    }
-
-    impl Simd for Avx512 {
-        type V = __m512;
-        const LANES: usize = 16;
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> __m512 {
-            // SAFETY: only instantiated where AVX-512 was detected; likewise below.
-            unsafe { _mm512_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> __m512 {
-            // SAFETY: as above; the caller vouches for the pointer.
-            unsafe { _mm512_loadu_ps(p) }
-        }
-        #[inline(always)]
-        unsafe fn load_part(p: *const f32, n: usize) -> __m512 {
-            // SAFETY: as above; lanes outside of the mask are not read.
-            unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
-        }
-        #[inline(always)]
-        unsafe fn store_part(p: *mut f32, v: __m512, n: usize) {
-            // SAFETY: as above; lanes outside of the mask are not written.
-            unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-            // SAFETY: as above.
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-            // SAFETY: as above.
-            unsafe { _mm512_mul_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn add(a: __m512, b: __m512) -> __m512 {
-            // SAFETY: as above.
-            unsafe { _mm512_add_ps(a, b) }
-        }
-    }
-
-    pub(super) struct Avx2;
-
-    static LANE_MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
-
-    #[inline(always)]
-    unsafe fn mask8(n: usize) -> __m256i {
-        // SAFETY: n is 0 to 8, so the eight integers read lie inside the table.
-        unsafe { _mm256_loadu_si256(LANE_MASKS.as_ptr().add(8 - n).cast()) }
-    }
-
-    impl Simd for Avx2 {
-        type V = __m256;
-        const LANES: usize = 8;
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> __m256 {
-            // SAFETY: only instantiated where AVX2 and FMA were detected; likewise below.
-            unsafe { _mm256_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> __m256 {
-            // SAFETY: as above; the caller vouches for the pointer.
-            unsafe { _mm256_loadu_ps(p) }
-        }
-        #[inline(always)]
-        unsafe fn load_part(p: *const f32, n: usize) -> __m256 {
-            // SAFETY: as above; lanes outside of the mask are not read.
-            unsafe { _mm256_maskload_ps(p, mask8(n)) }
-        }
-        #[inline(always)]
-        unsafe fn store_part(p: *mut f32, v: __m256, n: usize) {
-            // SAFETY: as above; lanes outside of the mask are not written.
-            unsafe { _mm256_maskstore_ps(p, mask8(n), v) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
-            // SAFETY: as above.
-            unsafe { _mm256_fmadd_ps(a, b, c) }
-        }
-        #[inline(always)]
-        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: as above.
-            unsafe { _mm256_mul_ps(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn add(a: __m256, b: __m256) -> __m256 {
-            // SAFETY: as above.
-            unsafe { _mm256_add_ps(a, b) }
-        }
-    }
-}
-#[cfg(target_arch = "x86_64")]
-use x86::{Avx2, Avx512};
-
-/// Four lanes that any compiler can map to vectors.
-struct Portable;
-
-impl Simd for Portable {
-    type V = [f32; 4];
-    const LANES: usize = 4;
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> [f32; 4] {
-        [x; 4]
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> [f32; 4] {
-        // SAFETY: the caller vouches for the pointer.
-        unsafe { p.cast::<[f32; 4]>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn load_part(p: *const f32, n: usize) -> [f32; 4] {
-        let mut v = [0.0; 4];
-        // SAFETY: the caller vouches for n elements; n is at most 4.
-        unsafe { std::ptr::copy_nonoverlapping(p, v.as_mut_ptr(), n) };
-        v
-    }
-    #[inline(always)]
-    unsafe fn store_part(p: *mut f32, v: [f32; 4], n: usize) {
-        // SAFETY: the caller vouches for n elements; n is at most 4.
-        unsafe { std::ptr::copy_nonoverlapping(v.as_ptr(), p, n) }
-    }
-    #[inline(always)]
-    unsafe fn mul_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| {
-            // Where the hardware has no fused multiply-add, `mul_add` would be a slow library call.
-            if cfg!(target_arch = "aarch64") { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] }
-        })
-    }
-    #[inline(always)]
-    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] * b[i])
-    }
-    #[inline(always)]
-    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] + b[i])
-    }
-}
-
+kernel!(
+    avx512_bf16, Avx512Bf16, 4, [1, 2, 3, 4],
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+);
 #[cfg(target_arch = "x86_64")]
 kernel!(avx512, Avx512, 4, [1, 2, 3, 4], #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]);
 #[cfg(target_arch = "x86_64")]
 kernel!(avx2, Avx2, 2, [1, 2], #[target_feature(enable = "avx2,fma")]);
 kernel!(portable, Portable, 2, [1, 2],);
 
+/// The compiled kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// 512-bit vectors, with instructions for pairs of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    /// 512-bit vectors.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// 256-bit vectors.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What the compiler's target promises.
+    Portable,
+}
+
+impl Kernel {
+    /// The best one on this CPU.
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        match super::simd::level() {
+            super::simd::Level::Avx512 if is_x86_feature_detected!("avx512bf16") => return Self::Avx512Bf16,
+            super::simd::Level::Avx512 => return Self::Avx512,
+            super::simd::Level::Avx2 => return Self::Avx2,
+            super::simd::Level::Baseline => {}
+        }
+        Self::Portable
+    }
+
+    /// All that run on this CPU, the best first.
+    #[cfg(test)]
+    pub fn all() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let all = vec![Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable];
+        #[cfg(not(target_arch = "x86_64"))]
+        let all = vec![Self::Portable];
+        all.into_iter().skip_while(|&kernel| kernel != Self::best()).collect()
+    }
+}
+
 impl Panel<'_> {
     /// Computes the panel with the best kernel of this CPU.
     ///
     /// # Safety
     /// Every element that `rows`, `cols`, the strides and each term's `k` reach must be readable (`a`, `b`, a non-null
-    /// `add`) or writable (`c`), and no other thread may touch those of `c` meanwhile.
+    /// `add`) or writable (`c`), and no other thread may touch those of `c` meanwhile. What is carried has `rows` rows.
     pub(crate) unsafe fn compute(&self) {
-        // SAFETY: the caller's promise; the level was detected.
-        unsafe {
-            match super::simd::level() {
-                #[cfg(target_arch = "x86_64")]
-                super::simd::Level::Avx512 => avx512::panel(self),
-                #[cfg(target_arch = "x86_64")]
-                super::simd::Level::Avx2 => avx2::panel(self),
-                _ => portable::panel(self),
-            }
-        }
+        // SAFETY: the caller's promise; the kernel was chosen for this CPU.
+        unsafe { self.compute_with(Kernel::best()) }
     }
 
-    /// As [`Panel::compute`], with the named kernel, for tests of each.
-    #[cfg(test)]
-    pub(crate) unsafe fn compute_at(&self, level: super::simd::Level) {
+    /// As [`Panel::compute`], with the named kernel.
+    ///
+    /// # Safety
+    /// As there; the CPU has the kernel's features.
+    pub(crate) unsafe fn compute_with(&self, kernel: Kernel) {
         // SAFETY: the caller's promise.
         unsafe {
-            match level {
+            match kernel {
                 #[cfg(target_arch = "x86_64")]
-                super::simd::Level::Avx512 => avx512::panel(self),
+                Kernel::Avx512Bf16 => avx512_bf16::panel(self),
                 #[cfg(target_arch = "x86_64")]
-                super::simd::Level::Avx2 => avx2::panel(self),
-                _ => portable::panel(self),
+                Kernel::Avx512 => avx512::panel(self),
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx2 => avx2::panel(self),
+                Kernel::Portable => portable::panel(self),
             }
         }
     }

@@ -9,6 +9,7 @@
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod attention_backward;
+pub(crate) mod bf16;
 pub(crate) mod cross_entropy;
 pub(crate) mod embedding;
 pub(crate) mod kernel;
@@ -23,6 +24,8 @@ pub(crate) mod scatter;
 pub(crate) mod simd;
 pub(crate) mod softcap;
 pub(crate) mod swiglu;
+pub(crate) mod transpose;
+pub(crate) mod weights;
 #[cfg(test)]
 pub(crate) mod tests;
 
