@@ -8,7 +8,7 @@ use super::factors::{Form, Low, Whole};
 use super::forward::{Kept, KeptSegment};
 use super::rows::Segment;
 use super::{Adapted, FrozenLinear, ONE, OP, Rows, carve};
-use crate::ops::product::{Left, Packed, Product, Right, run};
+use crate::ops::product::{Left, Product, Right, run};
 use crate::ops::{OpError, Scope, View, matrix, view};
 
 /// One layer on the way back.
@@ -57,8 +57,6 @@ struct Job<'j, 'a> {
     masked_start: Vec<f32>,
     /// The part of the input's gradient that is dropped.
     input: Vec<f32>,
-    /// A copy of a whole weight, in the layout of the product.
-    packed: Option<Packed>,
 }
 
 /// Gradient of the input that the layers share, summed over them, if it is wanted.
@@ -140,15 +138,10 @@ impl<'j, 'a> Job<'j, 'a> {
             start: Vec::new(),
             masked_start: Vec::new(),
             input: Vec::new(),
-            packed: None,
         };
         let low = match job.form {
             Some(Form::Low(low)) => low,
-            Some(Form::Whole(whole)) => {
-                job.packed = whole.packed_backward(layer).filter(|_| wanted);
-                return job;
-            }
-            None => return job,
+            Some(Form::Whole(_)) | None => return job,
         };
         job.reduced.v = scope.pool.take(rows * low.rank);
         if let Some(magnitude) = &low.magnitude {
@@ -229,7 +222,7 @@ impl<'j, 'a> Job<'j, 'a> {
         let low = match self.form {
             Some(Form::Low(low)) => low,
             Some(Form::Whole(whole)) => {
-                return whole.backward_term(layer, self.packed.as_ref(), product, self.dy);
+                return whole.backward_term(layer, product, self.dy);
             }
             None => return layer.back_term(product, self.dy),
         };
@@ -256,22 +249,12 @@ impl<'j, 'a> Job<'j, 'a> {
 }
 
 impl Whole<'_> {
-    /// The weight in the layout of the backward product, where the base's own layout is another.
-    fn packed_backward(&self, layer: &FrozenLinear) -> Option<Packed> {
-        layer.conv1d.then(|| Packed::transposed(self.weight, layer.in_features, layer.out_features))
-    }
-
-    fn backward_term<'p>(
-        &'p self,
-        layer: &FrozenLinear,
-        packed: Option<&'p Packed>,
-        product: Product<'p>,
-        dy: &'p [f32],
-    ) -> Product<'p> {
+    fn backward_term<'p>(&'p self, layer: &FrozenLinear, product: Product<'p>, dy: &'p [f32]) -> Product<'p> {
         let k = layer.out_features;
-        let weight = match packed {
-            Some(packed) => Right::Packed(packed),
-            None => Right::Rows { data: self.weight, stride: layer.in_features },
+        let weight = if layer.conv1d {
+            Right::Columns { data: self.weight, stride: k }
+        } else {
+            Right::Rows { data: self.weight, stride: layer.in_features }
         };
         product.term(Left::rows(dy, k), weight, k)
     }

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::factors::{Form, Low, Whole};
 use super::rows::Segment;
 use super::{Adapted, FrozenLinear, OP, Rows};
-use crate::ops::product::{Left, Packed, Product, Right, run};
+use crate::ops::product::{Left, Product, Right, run};
 use crate::ops::{OpError, Scope, matrix, view};
 
 /// What the forward pass gives for one layer.
@@ -55,8 +55,6 @@ struct Job<'j, 'a> {
     start: Vec<f32>,
     /// The same of what was dropped.
     rest_start: Vec<f32>,
-    /// A copy of a whole weight, in the layout of the product.
-    packed: Option<Packed>,
 }
 
 /// Forward of layers that share the input `x` `[T, in]`, side by side; `plus` is added to each result.
@@ -140,15 +138,10 @@ impl<'j, 'a> Job<'j, 'a> {
             kept: KeptSegment::default(),
             start: Vec::new(),
             rest_start: Vec::new(),
-            packed: None,
         };
         let low = match form {
             Some(Form::Low(low)) => low,
-            Some(Form::Whole(whole)) => {
-                job.packed = whole.packed_forward(layer);
-                return job;
-            }
-            None => return job,
+            Some(Form::Whole(_)) | None => return job,
         };
         let narrow = segment.rows.len() * low.rank;
         job.kept.low = scope.pool.take(narrow);
@@ -213,9 +206,7 @@ impl<'j, 'a> Job<'j, 'a> {
         };
         let Some(low) = low else {
             let product = match self.form {
-                Some(Form::Whole(whole)) => {
-                    whole.forward_terms(layer, self.packed.as_ref(), result(y, plus), self.x)
-                }
+                Some(Form::Whole(whole)) => whole.forward_terms(layer, result(y, plus), self.x),
                 _ => layer.bias_term(layer.weight_term(result(y, plus), self.x), layer.bias.as_deref()),
             };
             return vec![product];
@@ -275,22 +266,17 @@ impl<'j, 'a> Job<'j, 'a> {
 }
 
 impl<'a> Whole<'a> {
-    /// The weight in the layout of the forward product, where the base's own layout is another.
-    fn packed_forward(&self, layer: &FrozenLinear) -> Option<Packed> {
-        (!layer.conv1d).then(|| Packed::transposed(self.weight, layer.out_features, layer.in_features))
-    }
-
     fn forward_terms<'p>(
         &'p self,
         layer: &'p FrozenLinear,
-        packed: Option<&'p Packed>,
         product: Product<'p>,
         x: &'p [f32],
     ) -> Product<'p> {
         let k = layer.in_features;
-        let weight = match packed {
-            Some(packed) => Right::Packed(packed),
-            None => Right::Rows { data: self.weight, stride: layer.out_features },
+        let weight = if layer.conv1d {
+            Right::Rows { data: self.weight, stride: layer.out_features }
+        } else {
+            Right::Columns { data: self.weight, stride: k }
         };
         let bias = self.bias.as_ref().map(|(bias, _)| *bias).or(layer.bias.as_deref());
         layer.bias_term(product.term(Left::rows(x, k), weight, k), bias)

@@ -28,8 +28,11 @@ pub(crate) use factors::Factors;
 pub(crate) use forward::{Kept, forward};
 pub(crate) use rows::{Rows, TokenKey};
 
+use lorafleet_spec::job::Precision;
+
 use crate::ops::Scope;
-use crate::ops::product::{Left, Packed, Product, Right, run};
+use crate::ops::product::{Left, Product, Right, run};
+use crate::ops::weights::Weights;
 
 const OP: &str = "linear";
 
@@ -46,10 +49,7 @@ pub(crate) struct FrozenLinear {
     pub out_features: usize,
     /// Whether the base stores the weight as `[in, out]` (gpt2's Conv1D).
     pub conv1d: bool,
-    /// Wᵀ, `[in, out]`.
-    forward: Packed,
-    /// W, `[out, in]`.
-    backward: Packed,
+    weight: Weights,
     bias: Option<Vec<f32>>,
 }
 
@@ -63,8 +63,7 @@ impl FrozenLinear {
             in_features,
             out_features,
             conv1d: false,
-            forward: Packed::transposed(weight, out_features, in_features),
-            backward: Packed::rows(weight, out_features, in_features),
+            weight: Weights::new(weight, out_features, in_features, Precision::F32),
             bias,
         }
     }
@@ -78,8 +77,7 @@ impl FrozenLinear {
             in_features,
             out_features,
             conv1d: true,
-            forward: Packed::rows(weight, in_features, out_features),
-            backward: Packed::transposed(weight, in_features, out_features),
+            weight: Weights::transposed(weight, out_features, in_features, Precision::F32),
             bias,
         }
     }
@@ -90,9 +88,9 @@ impl FrozenLinear {
         self
     }
 
-    /// The weight in the layout of the backward pass: rows can be read from it.
-    pub fn rows(&self) -> &Packed {
-        &self.backward
+    /// The weight, `[out, in]`: rows can be read from it.
+    pub fn rows(&self) -> &Weights {
+        &self.weight
     }
 
     /// `out[m, rows] = x·Wᵀ`, without an adapter, into a slice.
@@ -111,13 +109,13 @@ impl FrozenLinear {
     /// Adds `x·Wᵀ`.
     fn weight_term<'a>(&'a self, product: Product<'a>, x: &'a [f32]) -> Product<'a> {
         let k = self.in_features;
-        product.term(Left::rows(x, k), Right::Packed(&self.forward), k)
+        product.term(Left::rows(x, k), Right::Forward(&self.weight), k)
     }
 
     /// Adds `dy·W`.
     fn back_term<'a>(&'a self, product: Product<'a>, dy: &'a [f32]) -> Product<'a> {
         let k = self.out_features;
-        product.term(Left::rows(dy, k), Right::Packed(&self.backward), k)
+        product.term(Left::rows(dy, k), Right::Backward(&self.weight), k)
     }
 
     /// Adds the bias to every row: a column of ones times the bias.

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::product::Packed;
+use super::weights::Weights;
 use super::{OpError, Scope, for_rows, matrix};
 
 /// The embedding table `[V, H]`, frozen.
@@ -10,8 +10,8 @@ use super::{OpError, Scope, for_rows, matrix};
 pub(crate) enum Table<'a> {
     /// Row-major.
     Rows(&'a [f32]),
-    /// Shared with the output head's matrix in the layout of its backward pass.
-    Packed(&'a Packed),
+    /// Shared with the output head.
+    Packed(&'a Weights),
 }
 
 impl Table<'_> {

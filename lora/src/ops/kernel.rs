@@ -6,9 +6,9 @@
 
 mod vectors;
 
-use vectors::{Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use vectors::{Avx2, Avx512, Avx512Bf16};
+use vectors::{Portable, Simd};
 
 /// Columns of a panel: packed matrices are laid out in panels this wide.
 pub(crate) const PANEL: usize = 64;
@@ -36,15 +36,8 @@ pub(crate) struct Term {
 
 impl Term {
     /// A summand of nothing.
-    pub const EMPTY: Self = Self {
-        k: 0,
-        a: std::ptr::null(),
-        a_row: 0,
-        a_k: 0,
-        b: std::ptr::null(),
-        b_k: 0,
-        pairs: false,
-    };
+    pub const EMPTY: Self =
+        Self { k: 0, a: std::ptr::null(), a_row: 0, a_k: 0, b: std::ptr::null(), b_k: 0, pairs: false };
 }
 
 /// Where a panel's result goes. A null `add` means zero; `add` may be `c` itself.
@@ -92,7 +85,12 @@ pub(crate) struct Panel<'a> {
 
 /// Computes the sums of `MR` rows and `NV` vectors of columns, the last vector `tail` lanes wide, and stores them.
 #[inline(always)]
-unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(panel: &Panel, row: usize, col: usize, tail: usize) {
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
+    panel: &Panel,
+    row: usize,
+    col: usize,
+    tail: usize,
+) {
     // SAFETY: the caller of `Panel::compute` vouches for every element of `rows` × `cols` of the operands.
     unsafe {
         let mut acc = [[S::splat(0.0); NV]; MR];

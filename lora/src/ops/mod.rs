@@ -24,10 +24,10 @@ pub(crate) mod scatter;
 pub(crate) mod simd;
 pub(crate) mod softcap;
 pub(crate) mod swiglu;
-pub(crate) mod transpose;
-pub(crate) mod weights;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod transpose;
+pub(crate) mod weights;
 
 use std::cell::RefCell;
 use std::ops::{Deref, Range};

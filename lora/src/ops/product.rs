@@ -3,9 +3,11 @@
 mod factors;
 mod rounding;
 mod task;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use factors::{Left, Packed, Right};
 use factors::Summand;
+pub(crate) use factors::{Left, Right};
 use rayon::prelude::*;
 use rounding::Rounded;
 use task::{Shared, Task};

@@ -1,14 +1,15 @@
 //! Every operation against finite differences, against plain loops, and at 1, 2 and 3 threads.
 
 use candle_core::Tensor;
+use lorafleet_spec::job::Precision;
 
 use super::attention::{self, Heads, Span};
 use super::attention_backward::{self, Saved};
-use super::kernel::{Out, Panel, Term};
+use super::kernel::{Carry, Kernel, Out, Panel, Term};
 use super::pool::Pool;
-use super::product::{Left, Packed, Product, Right, run, serial};
+use super::product::{Left, Product, Right, run, serial};
 use super::rope::{RopeTable, Turn, rotate};
-use super::simd::Level;
+use super::weights::Weights;
 use super::{Scope, cross_entropy, matrix, swiglu, view};
 use crate::flops::FlopCounter;
 
@@ -93,17 +94,29 @@ fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
 
 #[test]
 fn products_of_every_layout() {
-    for (m, n, k) in
-        [(1, 1, 1), (7, 5, 3), (13, 70, 33), (250, 16, 40), (64, 199, 48), (100, 130, 300), (6, 64, 8)]
-    {
+    for (m, n, k) in [
+        (1, 1, 1),
+        (7, 5, 3),
+        (13, 70, 33),
+        (250, 16, 40),
+        (64, 199, 48),
+        (100, 130, 300),
+        (6, 64, 8),
+        (20, 66, 2500),
+    ] {
         let (a, b, c) = (noise(m * k, 1), noise(k * n, 2), noise(m * n, 3));
         let want = naive(&a, &b, (m, n, k));
         let (at, bt) = (transposed(&a, k), transposed(&b, n));
         let flops = FlopCounter::new();
         let lefts = [Left::rows(&a, k), Left::transposed(&at, m)];
-        let (by_rows, by_columns) = (Packed::rows(&b, k, n), Packed::transposed(&bt, n, k));
-        let rights =
-            [Right::Rows { data: &b, stride: n }, Right::Packed(&by_rows), Right::Packed(&by_columns)];
+        let forward = Weights::new(&bt, n, k, Precision::F32);
+        let backward = Weights::new(&b, k, n, Precision::F32);
+        let rights = [
+            Right::Rows { data: &b, stride: n },
+            Right::Columns { data: &bt, stride: k },
+            Right::Forward(&forward),
+            Right::Backward(&backward),
+        ];
         let mut bits: Option<Vec<f32>> = None;
         for left in lefts {
             for right in rights {
@@ -125,9 +138,14 @@ fn products_of_every_layout() {
         run([Product::new(&mut out, m, n).term(lefts[0], rights[1], k).term(lefts[1], rights[0], k)], &flops);
         let doubled: Vec<f32> = want.iter().map(|w| 2.0 * w).collect();
         close(&out, &doubled, 1e-4);
-        serial(&mut out, n, (m, n, k), lefts[1], rights[0], 1.0, true);
+        run([Product::new(&mut out, m, n).term(lefts[0], rights[3], k).accumulated(true)], &flops);
         let tripled: Vec<f32> = want.iter().map(|w| 3.0 * w).collect();
         close(&out, &tripled, 1e-4);
+        if k < 1000 {
+            serial(&mut out, n, (m, n, k), lefts[1], rights[0], 1.0, true);
+            let fourfold: Vec<f32> = want.iter().map(|w| 4.0 * w).collect();
+            close(&out, &fourfold, 1e-4);
+        }
     }
 }
 
@@ -135,11 +153,11 @@ fn products_of_every_layout() {
 fn a_row_does_not_depend_on_the_others() {
     let (m, n, k) = (29, 100, 77);
     let (a, b) = (noise(m * k, 4), noise(k * n, 5));
-    let packed = Packed::rows(&b, k, n);
+    let packed = Weights::new(&transposed(&b, n), n, k, Precision::F32);
     let product = |rows: &[f32]| {
         let m = rows.len() / k;
         let mut out = vec![0.0; m * n];
-        let term = Product::new(&mut out, m, n).term(Left::rows(rows, k), Right::Packed(&packed), k);
+        let term = Product::new(&mut out, m, n).term(Left::rows(rows, k), Right::Forward(&packed), k);
         run([term], &FlopCounter::new());
         out
     };
@@ -154,22 +172,14 @@ fn every_kernel_computes_the_same() {
     let (m, n, k) = (11, 59, 21);
     let (a, b) = (noise(m * k, 6), noise(k * n, 7));
     let want = naive(&a, &b, (m, n, k));
-    let mut levels = vec![Level::Baseline];
-    #[cfg(target_arch = "x86_64")]
-    {
-        if super::simd::level() != Level::Baseline {
-            levels.push(Level::Avx2);
-        }
-        if super::simd::level() == Level::Avx512 {
-            levels.push(Level::Avx512);
-        }
-    }
-    for level in levels {
+    for kernel in Kernel::all() {
         let mut c = vec![0.5; m * n];
-        let term = Term { k, a: a.as_ptr(), a_row: k, a_k: 1, b: b.as_ptr(), b_k: n };
+        let term = Term { k, a: a.as_ptr(), a_row: k, a_k: 1, b: b.as_ptr(), b_k: n, pairs: false };
         let out = Out { alpha: 2.0, add: c.as_ptr(), c: c.as_mut_ptr(), row: n, col: 1 };
-        // SAFETY: the slices hold m·k, k·n and m·n values, and the level was detected.
-        unsafe { Panel { terms: &[term], rows: m, cols: n, out }.compute_at(level) };
+        // SAFETY: the slices hold m·k, k·n and m·n values, and the kernel is one of this CPU's.
+        unsafe {
+            Panel { terms: &[term], rows: m, cols: n, out, carry: Carry::NONE }.compute_with(kernel);
+        }
         let want: Vec<f32> = want.iter().map(|w| 0.5 + 2.0 * w).collect();
         close(&c, &want, 1e-5);
     }

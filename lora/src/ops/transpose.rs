@@ -26,7 +26,10 @@ impl Block<'_> {
 pub(crate) fn words(block: Block, out: &mut [f32], stride: usize) {
     let Block { words, stride: from, rows, columns } = block;
     block.check();
-    assert!(columns == 0 || (stride >= rows && out.len() >= (columns - 1) * stride + rows), "transposed block");
+    assert!(
+        columns == 0 || (stride >= rows && out.len() >= (columns - 1) * stride + rows),
+        "transposed block"
+    );
     #[cfg(target_arch = "x86_64")]
     let (rows_done, columns_done) = if super::simd::level() == super::simd::Level::Avx512 {
         let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);

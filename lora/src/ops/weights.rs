@@ -1,20 +1,11 @@
 //! A weight matrix in memory once, in f32 or bf16, as the products of both passes read it.
 
+use lorafleet_spec::job::Precision;
 use rayon::prelude::*;
 
 use super::bf16;
 use super::kernel::PANEL;
 use super::transpose::{self, Block};
-
-/// In what numbers the base is held and multiplied; sums are always f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Numbers {
-    /// As they are.
-    #[default]
-    F32,
-    /// Weights, and what they are multiplied with, rounded to bf16.
-    Bf16,
-}
 
 /// A weight `[out, in]`.
 ///
@@ -26,14 +17,14 @@ pub(crate) struct Weights {
     panels: Vec<f32>,
     rows: usize,
     columns: usize,
-    numbers: Numbers,
+    precision: Precision,
 }
 
 impl Weights {
     /// Packs a row-major weight `[rows = out, columns = in]`.
-    pub fn new(data: &[f32], rows: usize, columns: usize, numbers: Numbers) -> Self {
+    pub fn new(data: &[f32], rows: usize, columns: usize, precision: Precision) -> Self {
         assert_eq!(data.len(), rows * columns, "a [{rows}, {columns}] weight");
-        Self::pack(rows, columns, numbers, |panel, depth, out| {
+        Self::pack(rows, columns, precision, |panel, depth, out| {
             for (i, row) in data[panel * PANEL * columns..].chunks_exact(columns).take(PANEL).enumerate() {
                 for (value, &x) in out[i..].iter_mut().step_by(PANEL).zip(&row[depth..]).take(2) {
                     *value = x;
@@ -43,9 +34,9 @@ impl Weights {
     }
 
     /// Packs a weight that is stored transposed, row-major `[columns = in, rows = out]`.
-    pub fn transposed(data: &[f32], rows: usize, columns: usize, numbers: Numbers) -> Self {
+    pub fn transposed(data: &[f32], rows: usize, columns: usize, precision: Precision) -> Self {
         assert_eq!(data.len(), rows * columns, "a [{columns}, {rows}] weight");
-        Self::pack(rows, columns, numbers, |panel, depth, out| {
+        Self::pack(rows, columns, precision, |panel, depth, out| {
             let first = panel * PANEL;
             let width = (rows - first).min(PANEL);
             for (row, out) in (depth..columns).zip(out.chunks_exact_mut(PANEL)) {
@@ -58,19 +49,19 @@ impl Weights {
     fn pack(
         rows: usize,
         columns: usize,
-        numbers: Numbers,
+        precision: Precision,
         fill: impl Fn(usize, usize, &mut [f32]) + Sync,
     ) -> Self {
-        let depth = numbers.words(columns);
+        let depth = words(precision, columns);
         let mut panels = vec![0.0; rows.div_ceil(PANEL) * depth * PANEL];
         panels.par_chunks_mut((depth * PANEL).max(1)).enumerate().for_each(|(panel, out)| {
-            let lines = if numbers == Numbers::F32 { 2 } else { 1 };
+            let lines = if precision == Precision::F32 { 2 } else { 1 };
             for (i, out) in out.chunks_mut(lines * PANEL).enumerate() {
                 let mut pair = [0f32; 2 * PANEL];
                 fill(panel, 2 * i, &mut pair);
-                match numbers {
-                    Numbers::F32 => out.copy_from_slice(&pair[..out.len()]),
-                    Numbers::Bf16 => {
+                match precision {
+                    Precision::F32 => out.copy_from_slice(&pair[..out.len()]),
+                    Precision::Bf16 => {
                         for (i, half) in bf16::halves(out).iter_mut().enumerate() {
                             *half = bf16::round(pair[i % 2 * PANEL + i / 2]);
                         }
@@ -78,7 +69,7 @@ impl Weights {
                 }
             }
         });
-        Self { panels, rows, columns, numbers }
+        Self { panels, rows, columns, precision }
     }
 
     /// Its rows: the width of the layer's output.
@@ -91,21 +82,23 @@ impl Weights {
         self.columns
     }
 
-    /// What it is held in.
-    pub fn numbers(&self) -> Numbers {
-        self.numbers
+    /// In what numbers it is held and multiplied; sums are always f32.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Reads one row, of length `columns`.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         let panel = &self.panel(row / PANEL)[row % PANEL..];
         let words = panel.iter().step_by(PANEL);
-        match self.numbers {
-            Numbers::F32 => out.iter_mut().zip(words).for_each(|(out, &x)| *out = x),
-            Numbers::Bf16 => {
+        match self.precision {
+            Precision::F32 => out.iter_mut().zip(words).for_each(|(out, &x)| *out = x),
+            Precision::Bf16 => {
                 for (out, word) in out.chunks_mut(2).zip(words) {
                     let mut word = [*word];
-                    out.iter_mut().zip(bf16::halves(&mut word)).for_each(|(out, half)| *out = bf16::widen(*half));
+                    out.iter_mut()
+                        .zip(bf16::halves(&mut word))
+                        .for_each(|(out, half)| *out = bf16::widen(*half));
                 }
             }
         }
@@ -113,16 +106,16 @@ impl Weights {
 
     /// A panel's words, and those of the panels that follow.
     pub(super) fn panel(&self, panel: usize) -> &[f32] {
-        &self.panels[panel * self.numbers.words(self.columns) * PANEL..]
+        &self.panels[panel * words(self.precision, self.columns) * PANEL..]
     }
 
     /// Unpacks a block of the matrix itself: `out` gets lines of [`PANEL`] columns from `panel · PANEL` on, one for each
     /// of the words `first..first + len` along its rows.
     pub(super) fn unpack(&self, panel: usize, first: usize, len: usize, out: &mut [f32]) {
         // Lines of a stored panel that hold these columns, and rows in a word.
-        let per_word = self.numbers.per_word();
+        let per_word = per_word(self.precision);
         let line = panel * PANEL / per_word;
-        let lines = (self.numbers.words(self.columns) - line).min(PANEL / per_word);
+        let lines = (words(self.precision, self.columns) - line).min(PANEL / per_word);
         let (mut row, end) = (first * per_word, (first + len) * per_word);
         let mut out = out;
         while row < end {
@@ -130,9 +123,9 @@ impl Weights {
             let count = (PANEL - within).min(end - row);
             let words = &self.panel(row / PANEL)[line * PANEL + within..];
             let block = Block { words, stride: PANEL, rows: lines, columns: count };
-            match self.numbers {
-                Numbers::F32 => transpose::words(block, out, PANEL),
-                Numbers::Bf16 => transpose::pairs(block, out, PANEL),
+            match self.precision {
+                Precision::F32 => transpose::words(block, out, PANEL),
+                Precision::Bf16 => transpose::pairs(block, out, PANEL),
             }
             out = &mut out[count / per_word * PANEL..];
             row += count;
@@ -140,18 +133,16 @@ impl Weights {
     }
 }
 
-impl Numbers {
-    /// Words of a chain of that many values.
-    pub(super) const fn words(self, len: usize) -> usize {
-        len.div_ceil(self.per_word())
-    }
+/// 32-bit words of that many values.
+pub(super) const fn words(precision: Precision, len: usize) -> usize {
+    len.div_ceil(per_word(precision))
+}
 
-    /// Values in a word.
-    pub(super) const fn per_word(self) -> usize {
-        match self {
-            Self::F32 => 1,
-            Self::Bf16 => 2,
-        }
+/// Values in a word.
+const fn per_word(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => 1,
+        Precision::Bf16 => 2,
     }
 }
 
@@ -166,17 +157,17 @@ mod tests {
             let data = noise(rows * columns, 1);
             let stored: Vec<f32> =
                 (0..rows * columns).map(|at| data[at % rows * columns + at / rows]).collect();
-            for numbers in [Numbers::F32, Numbers::Bf16] {
+            for precision in [Precision::F32, Precision::Bf16] {
                 let packed = [
-                    Weights::new(&data, rows, columns, numbers),
-                    Weights::transposed(&stored, rows, columns, numbers),
+                    Weights::new(&data, rows, columns, precision),
+                    Weights::transposed(&stored, rows, columns, precision),
                 ];
                 for (weights, row) in packed.iter().flat_map(|w| (0..rows).map(move |row| (w, row))) {
                     let mut got = vec![f32::NAN; columns];
                     weights.read_row(row, &mut got);
                     for (got, &want) in got.iter().zip(&data[row * columns..]) {
                         let rounded = bf16::widen(bf16::round(want));
-                        assert_eq!(*got, if numbers == Numbers::F32 { want } else { rounded });
+                        assert_eq!(*got, if precision == Precision::F32 { want } else { rounded });
                     }
                 }
             }

@@ -78,7 +78,8 @@ mod x86 {
                 let high = |v| _mm512_and_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(HIGH_HALF));
                 let low = |v| _mm512_slli_epi32::<16>(_mm512_castps_si512(v));
                 let flush = |v| {
-                    let tiny = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(v), _mm512_set1_ps(f32::MIN_POSITIVE));
+                    let tiny =
+                        _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(v), _mm512_set1_ps(f32::MIN_POSITIVE));
                     _mm512_mask_and_ps(v, tiny, v, _mm512_set1_ps(-0.0))
                 };
                 let float = |v| _mm512_castsi512_ps(v);

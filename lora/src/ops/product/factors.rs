@@ -1,54 +1,11 @@
 //! The factors of products, and how they lie in memory.
 
-use rayon::prelude::*;
+use lorafleet_spec::job::Precision;
 
 use super::rounding::Rounded;
 use crate::ops::kernel::{PANEL, Term};
-use crate::ops::weights::{Numbers, Weights};
-
-/// A `[k, n]` matrix laid out for the kernel: panels of [`PANEL`] columns, the last one padded with zeros.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Packed {
-    panels: Vec<f32>,
-    k: usize,
-    n: usize,
-}
-
-impl Packed {
-    /// Packs a row-major `[k, n]` matrix.
-    pub fn rows(data: &[f32], k: usize, n: usize) -> Self {
-        assert_eq!(data.len(), k * n, "a [{k}, {n}] matrix");
-        let mut panels = vec![0.0; n.div_ceil(PANEL) * k * PANEL];
-        panels.par_chunks_mut((k * PANEL).max(1)).enumerate().for_each(|(p, panel)| {
-            let cols = (n - p * PANEL).min(PANEL);
-            for (row, line) in panel.chunks_exact_mut(PANEL).enumerate() {
-                line[..cols].copy_from_slice(&data[row * n + p * PANEL..][..cols]);
-            }
-        });
-        Self { panels, k, n }
-    }
-
-    /// Packs the transpose of a row-major `[n, k]` matrix.
-    pub fn transposed(data: &[f32], n: usize, k: usize) -> Self {
-        assert_eq!(data.len(), k * n, "a [{n}, {k}] matrix");
-        let mut panels = vec![0.0; n.div_ceil(PANEL) * k * PANEL];
-        panels.par_chunks_mut((k * PANEL).max(1)).enumerate().for_each(|(p, panel)| {
-            for (col, row) in data[p * PANEL * k..].chunks_exact(k.max(1)).take(PANEL).enumerate() {
-                for (depth, &x) in row.iter().enumerate() {
-                    panel[depth * PANEL + col] = x;
-                }
-            }
-        });
-        Self { panels, k, n }
-    }
-
-    /// Reads row `row`, of length n.
-    pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        for (panel, out) in out.chunks_mut(PANEL).enumerate() {
-            out.copy_from_slice(&self.panels[(panel * self.k + row) * PANEL..][..out.len()]);
-        }
-    }
-}
+use crate::ops::transpose::{self, Block};
+use crate::ops::weights::{self, Weights};
 
 /// The left factor of a term, `[m, k]` with any strides.
 #[derive(Clone, Copy)]
@@ -82,8 +39,6 @@ pub(crate) enum Right<'a> {
     Rows { data: &'a [f32], stride: usize },
     /// The transpose of a row-major matrix `[n, k]` whose rows are `stride` apart.
     Columns { data: &'a [f32], stride: usize },
-    /// Packed in panels.
-    Packed(&'a Packed),
     /// Wᵀ, `[in, out]`: what the forward pass multiplies with.
     Forward(&'a Weights),
     /// W, `[out, in]`: what the backward pass multiplies with.
@@ -119,27 +74,26 @@ impl<'a> Summand<'a> {
         match right {
             Right::Rows { data, stride } => matrix(data, stride, k, n),
             Right::Columns { data, stride } => matrix(data, stride, n, k),
-            Right::Packed(packed) => shape(packed.k, packed.n),
             Right::Forward(w) => shape(w.columns(), w.rows()),
             Right::Backward(w) => shape(w.rows(), w.columns()),
         }
     }
 
-    fn numbers(&self) -> Numbers {
+    fn precision(&self) -> Precision {
         match self.right {
-            Right::Forward(weights) | Right::Backward(weights) => weights.numbers(),
-            _ => Numbers::F32,
+            Right::Forward(weights) | Right::Backward(weights) => weights.precision(),
+            _ => Precision::F32,
         }
     }
 
     /// Whether pairs of bf16 are multiplied.
     pub fn pairs(&self) -> bool {
-        self.numbers() == Numbers::Bf16
+        self.precision() == Precision::Bf16
     }
 
     /// Words of the sum.
     pub fn words(&self) -> usize {
-        self.numbers().words(self.k)
+        weights::words(self.precision(), self.k)
     }
 
     /// Whether the right factor must be brought into the kernel's layout first, block by block.
@@ -147,7 +101,7 @@ impl<'a> Summand<'a> {
         match self.right {
             Right::Columns { .. } | Right::Backward(_) => true,
             Right::Rows { .. } => self.k > LONGEST_IN_PLACE,
-            Right::Packed(_) | Right::Forward(_) => false,
+            Right::Forward(_) => false,
         }
     }
 
@@ -182,7 +136,6 @@ impl Factor<'_> {
         let start = |data: &[f32]| data.as_ptr().wrapping_add(panel * PANEL);
         let (b, b_k) = match self.right {
             Right::Rows { data, stride } => (start(data), stride),
-            Right::Packed(packed) => (packed.panels.as_ptr().wrapping_add(panel * packed.k * PANEL), PANEL),
             Right::Forward(weights) => (weights.panel(panel).as_ptr(), PANEL),
             Right::Columns { .. } | Right::Backward(_) => unreachable!("these are unpacked"),
         };
@@ -207,11 +160,11 @@ impl Factor<'_> {
             }
             Right::Columns { data, stride } => {
                 let words = &data[panel * PANEL * stride + first..];
-                let block = crate::ops::transpose::Block { words, stride, rows: cols, columns: len };
-                crate::ops::transpose::words(block, out, PANEL);
+                let block = Block { words, stride, rows: cols, columns: len };
+                transpose::words(block, out, PANEL);
             }
             Right::Backward(weights) => weights.unpack(panel, first, len, out),
-            Right::Packed(_) | Right::Forward(_) => unreachable!("these are read as they lie"),
+            Right::Forward(_) => unreachable!("this is read as it lies"),
         }
     }
 }
