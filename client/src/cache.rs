@@ -15,8 +15,11 @@ use crate::{
     pb,
 };
 
-/// What of a checkpoint makes a PEFT adapter.
-pub(crate) const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+/// What makes a PEFT adapter of a checkpoint, or after full fine-tuning a Hugging Face model.
+const USABLE: [[&str; 2]; 2] =
+    [["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"]];
+/// What only training needs of it.
+const ONLY_TRAINING: [&str; 2] = ["optimizer.safetensors", "best.safetensors"];
 
 /// A folder of what was fetched. An entry appears in it whole or not at all.
 #[derive(Debug, Clone)]
@@ -108,11 +111,11 @@ impl Cache {
 }
 
 impl Client {
-    /// Fetches a checkpoint's files into `folder` (made if needed), each checked by its digest: the PEFT adapter's,
-    /// or all of them. Returns the names written.
+    /// Fetches a checkpoint's files into `folder` (made if needed), each checked by its digest: those of the PEFT
+    /// adapter or of the model, or all of them. Returns the names written.
     ///
     /// # Errors
-    /// `NotFound` when the store no longer has it; `Damaged`; `File`; `Protocol` when it holds no adapter.
+    /// `NotFound` when the store no longer has it; `Damaged`; `File`; `Protocol` when it holds no adapter and no model.
     pub async fn download_checkpoint(
         &self,
         checkpoint: &pb::Checkpoint,
@@ -120,15 +123,15 @@ impl Client {
         all: bool,
         progress: ProgressFor<'_>,
     ) -> Result<Vec<String>, ClientError> {
-        for needed in ADAPTER_FILES {
-            if !checkpoint.files.iter().any(|file| file.name == needed) {
-                return Err(ClientError::Protocol(format!("{} has no {needed}", checkpoint.name)));
-            }
+        let has = |name: &&str| checkpoint.files.iter().any(|file| file.name == *name);
+        if !USABLE.iter().any(|files| files.iter().all(|name| has(name))) {
+            let message = format!("{} holds neither an adapter nor a model", checkpoint.name);
+            return Err(ClientError::Protocol(message));
         }
         fs::create_dir_all(folder).map_err(ClientError::file(folder))?;
         let mut written = Vec::new();
         for file in &checkpoint.files {
-            if all || ADAPTER_FILES.contains(&file.name.as_str()) {
+            if all || !ONLY_TRAINING.contains(&file.name.as_str()) {
                 let place = checkpoint_file(&checkpoint.name, &file.name);
                 self.download(
                     &place,

@@ -45,9 +45,10 @@ pub async fn insert(
 ) -> Result<bool, DbError> {
     let fence = Fence::from(id.fence());
     let made = sqlx::query_scalar!(
-        r#"insert into checkpoints (job_id, name, step, attempt, generation, files, manifest_sha256, final)
-           values ($1, $2, $3, $4, $5, $6, $7, $8)
+        r#"insert into checkpoints (job_id, name, step, attempt, generation, files, manifest_sha256, final, best)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
            on conflict (job_id, name) do update set final = checkpoints.final or excluded.final,
+               best = checkpoints.best or excluded.best,
                expired = checkpoints.expired and not excluded.final
            returning (xmax = 0) as "made!""#,
         job.0,
@@ -58,9 +59,20 @@ pub async fn insert(
         Json(&checkpoint.files) as _,
         checkpoint.manifest_sha256,
         is_final,
+        checkpoint.best,
     )
     .fetch_one(&mut *tx)
     .await?;
+    if checkpoint.best {
+        // There is one: the one that was told last, also where an evaluation was made again from an earlier step.
+        sqlx::query!(
+            "update checkpoints set best = false where job_id = $1 and best and name <> $2",
+            job.0,
+            id.to_string(),
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
     sqlx::query!(
         "update jobs set step = $2 where job_id = $1 and step < $2",
         job.0,
@@ -71,12 +83,12 @@ pub async fn insert(
     Ok(made)
 }
 
-/// Applies the keep rule: the newest `checkpoint.keep` stay, and the final one. Returns the ids that it lets go now.
+/// Applies the keep rule: the newest `checkpoint.keep` stay, the best and the final one. Returns the ids that it lets go now.
 pub async fn expire(tx: &mut PgConnection, job: JobId) -> Result<Vec<String>, DbError> {
     let expired = sqlx::query_scalar!(
         "update checkpoints set expired = true
-         where job_id = $1 and not expired and not final and name not in (
-           select c.name from checkpoints c where c.job_id = $1 and not c.expired and not c.final
+         where job_id = $1 and not expired and not final and not best and name not in (
+           select c.name from checkpoints c where c.job_id = $1 and not c.expired and not c.final and not c.best
            order by c.step desc, c.attempt desc, c.generation desc
            limit (select greatest(coalesce((spec->'checkpoint'->>'keep')::int, 1), 1) from jobs where job_id = $1))
          returning name",
@@ -103,7 +115,7 @@ pub async fn expired(tx: &mut PgConnection, job: JobId) -> Result<Vec<String>, D
 pub async fn resumable(pool: &PgPool, job: JobId, attempt: u32) -> Result<Vec<pb::Checkpoint>, DbError> {
     let rows = sqlx::query_as!(
         CheckpointRow,
-        r#"select name, step, create_time, files as "files: Json<Vec<pb::CheckpointFile>>", manifest_sha256, final
+        r#"select name, step, create_time, files as "files: Json<Vec<pb::CheckpointFile>>", manifest_sha256, final, best
            from checkpoints where job_id = $1 and not expired and attempt < $2
            order by step desc, attempt desc limit $3"#,
         job.0,
@@ -124,7 +136,7 @@ pub async fn list(
 ) -> Result<Vec<pb::Checkpoint>, DbError> {
     let rows = sqlx::query_as!(
         CheckpointRow,
-        r#"select name, step, create_time, files as "files: Json<Vec<pb::CheckpointFile>>", manifest_sha256, final
+        r#"select name, step, create_time, files as "files: Json<Vec<pb::CheckpointFile>>", manifest_sha256, final, best
            from checkpoints where job_id = $1 and not expired and ($2::text is null or name < $2)
            order by name desc limit $3"#,
         job.0,
@@ -187,6 +199,7 @@ struct CheckpointRow {
     files: Json<Vec<pb::CheckpointFile>>,
     manifest_sha256: String,
     r#final: bool,
+    best: bool,
 }
 
 impl CheckpointRow {
@@ -198,6 +211,7 @@ impl CheckpointRow {
             files: self.files.0,
             manifest_sha256: self.manifest_sha256,
             r#final: self.r#final,
+            best: self.best,
         }
     }
 }

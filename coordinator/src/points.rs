@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use lorafleet_proto::v1 as pb;
-use sqlx::PgPool;
+use sqlx::{PgPool, types::Json};
 use uuid::Uuid;
 
 use crate::{
@@ -44,16 +44,18 @@ pub async fn store(
              returning job_id
            ), stored as (
              insert into metric_points (job_id, attempt, generation, step, loss, lr, grad_norm, tokens,
-                 tokens_per_second, step_seconds, reduce_seconds, bytes_sent, seconds_left, eval_loss)
+                 tokens_per_second, step_seconds, reduce_seconds, bytes_sent, seconds_left, eval_loss, eval_scores)
              select live.job_id, $2, $3, p.* from live, unnest($6::bigint[], $7::float8[], $8::float8[], $9::float8[],
                  $10::bigint[], $11::float8[], $12::float8[], $13::float8[], $14::bigint[], $15::float8[],
-                 $16::float8[]) p
+                 $16::float8[], $17::jsonb[]) p
              on conflict (job_id, step) do update set attempt = excluded.attempt, generation = excluded.generation,
                  loss = excluded.loss, lr = excluded.lr, grad_norm = excluded.grad_norm, tokens = excluded.tokens,
                  tokens_per_second = excluded.tokens_per_second, step_seconds = excluded.step_seconds,
                  reduce_seconds = excluded.reduce_seconds, bytes_sent = excluded.bytes_sent,
                  seconds_left = excluded.seconds_left,
-                 eval_loss = coalesce(excluded.eval_loss, metric_points.eval_loss)
+                 eval_loss = coalesce(excluded.eval_loss, metric_points.eval_loss),
+                 eval_scores = case when excluded.eval_loss is null then metric_points.eval_scores
+                                    else excluded.eval_scores end
              where (metric_points.attempt, metric_points.generation) <= (excluded.attempt, excluded.generation)
              returning (xmax = 0) as new, tokens
            ) select (select count(*) from live) as "live!", (select count(*) from stored where new) as "steps!",
@@ -74,6 +76,7 @@ pub async fn store(
         &columns.bytes_sent,
         &columns.seconds_left,
         &columns.eval_loss as &[Option<f64>],
+        &columns.eval_scores as _,
     )
     .fetch_one(pool)
     .await?;
@@ -92,9 +95,9 @@ pub async fn list(
 ) -> Result<Vec<pb::MetricPoint>, DbError> {
     let rows = sqlx::query_as!(
         PointRow,
-        "select job_id, step, attempt, generation, loss, lr, grad_norm, tokens, tokens_per_second, step_seconds,
-                reduce_seconds, bytes_sent, seconds_left, eval_loss
-         from metric_points where job_id = $1 and step > $2 order by step limit $3",
+        r#"select job_id, step, attempt, generation, loss, lr, grad_norm, tokens, tokens_per_second, step_seconds,
+                  reduce_seconds, bytes_sent, seconds_left, eval_loss, eval_scores as "eval_scores: Json<Vec<pb::Score>>"
+           from metric_points where job_id = $1 and step > $2 order by step limit $3"#,
         job.0,
         after,
         i64::from(limit),
@@ -109,7 +112,8 @@ pub async fn latest(pool: &PgPool, jobs: &[Uuid]) -> Result<HashMap<JobId, pb::M
     let rows = sqlx::query_as!(
         PointRow,
         r#"select p.job_id, p.step, p.attempt, p.generation, p.loss, p.lr, p.grad_norm, p.tokens, p.tokens_per_second,
-                  p.step_seconds, p.reduce_seconds, p.bytes_sent, p.seconds_left, p.eval_loss
+                  p.step_seconds, p.reduce_seconds, p.bytes_sent, p.seconds_left, p.eval_loss,
+                  p.eval_scores as "eval_scores: Json<Vec<pb::Score>>"
            from unnest($1::uuid[]) wanted (id)
            cross join lateral (select * from metric_points where job_id = wanted.id order by step desc limit 1) p"#,
         jobs,
@@ -133,6 +137,7 @@ struct Columns {
     bytes_sent: Vec<i64>,
     seconds_left: Vec<f64>,
     eval_loss: Vec<Option<f64>>,
+    eval_scores: Vec<Json<Vec<pb::Score>>>,
 }
 
 impl Columns {
@@ -153,6 +158,7 @@ impl Columns {
             columns.bytes_sent.push(convert::to_i64(point.bytes_sent));
             columns.seconds_left.push(point.seconds_left);
             columns.eval_loss.push(point.eval_loss);
+            columns.eval_scores.push(Json(point.eval_scores.clone()));
         }
         columns
     }
@@ -173,6 +179,7 @@ struct PointRow {
     bytes_sent: i64,
     seconds_left: f64,
     eval_loss: Option<f64>,
+    eval_scores: Json<Vec<pb::Score>>,
 }
 
 impl PointRow {
@@ -191,6 +198,7 @@ impl PointRow {
             eval_loss: self.eval_loss,
             attempt: convert::to_u32(self.attempt),
             generation: convert::to_u32(self.generation),
+            eval_scores: self.eval_scores.0,
         }
     }
 }

@@ -50,7 +50,7 @@ impl Checkpoint {
         &self.manifest.checkpoint
     }
 
-    /// As the API lists it; `create_time` is left to whoever keeps it.
+    /// As the API lists it; `create_time` and `best` are left to whoever keeps them.
     pub fn to_proto(&self) -> pb::Checkpoint {
         let files = self.manifest.files.iter().map(|(name, file)| pb::CheckpointFile {
             name: name.to_string(),
@@ -64,6 +64,7 @@ impl Checkpoint {
             files: files.collect(),
             manifest_sha256: self.manifest_sha256.to_string(),
             r#final: self.manifest.is_final,
+            best: false,
         }
     }
 

@@ -25,16 +25,24 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
         eprintln!("{name} has no checkpoint yet");
         return Ok(Exit::Done);
     }
-    let mut table = Table::new(&["CHECKPOINT", ">STEP", ">SIZE", ">AGE", "", "ADAPTER SHA256"]);
+    let mut table = Table::new(&["CHECKPOINT", ">STEP", ">SIZE", ">AGE", "", "WEIGHTS SHA256"]);
     for checkpoint in &checkpoints {
-        let adapter = checkpoint.files.iter().find(|file| file.name == "adapter_model.safetensors");
+        let weights = |file: &&pb::CheckpointFile| {
+            matches!(file.name.as_str(), "adapter_model.safetensors" | "model.safetensors")
+        };
+        let weights = checkpoint.files.iter().find(weights);
         table.row(vec![
             short_id(&checkpoint.name).to_owned(),
             number(checkpoint.step),
             bytes(checkpoint.files.iter().map(|file| file.size_bytes).sum()),
             age(checkpoint.create_time.as_ref()),
-            if checkpoint.r#final { "final" } else { "" }.to_owned(),
-            adapter.map_or(String::new(), |file| file.sha256.clone()),
+            match (checkpoint.r#final, checkpoint.best) {
+                (true, _) => "final",
+                (_, true) => "best",
+                _ => "",
+            }
+            .to_owned(),
+            weights.map_or(String::new(), |file| file.sha256.clone()),
         ]);
     }
     output::line(&table.to_string())?;

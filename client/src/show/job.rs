@@ -41,6 +41,18 @@ fn attempt_state_name(state: pb::AttemptState) -> &'static str {
     }
 }
 
+/// What people call a score.
+pub fn score_name(name: &str) -> &'static str {
+    match name {
+        "accuracy" => "accuracy",
+        "f1" => "macro F1",
+        "matthews" => "Matthews",
+        "pearson" => "Pearson",
+        "spearman" => "Spearman",
+        _ => "score",
+    }
+}
+
 /// One event of a job's history on one line.
 pub fn event_line(event: &pb::JobEvent) -> String {
     let attempt = if event.attempt > 0 { format!(" [attempt {}]", event.attempt) } else { String::new() };
@@ -103,10 +115,16 @@ fn adapter(adapter: &pb::AdapterSpec) -> String {
 }
 
 fn result(result: &pb::JobResult) -> Vec<(&'static str, String)> {
-    let loss = |loss: Option<f64>| loss.map_or(String::new(), |loss| format!("{loss:.5}"));
+    let eval = |loss: Option<f64>, scores: &[pb::Score]| {
+        let loss = loss.map(|loss| format!("loss {loss:.5}"));
+        let scores = scores.iter().map(|score| format!("{} {:.5}", score_name(&score.name), score.value));
+        loss.into_iter().chain(scores).collect::<Vec<_>>().join(", ")
+    };
+    let best = if result.best_step > 0 { number(result.best_step) } else { String::new() };
     vec![
-        ("eval before", loss(result.eval_loss_before)),
-        ("eval after", loss(result.eval_loss_after)),
+        ("eval before", eval(result.eval_loss_before, &result.scores_before)),
+        ("eval after", eval(result.eval_loss_after, &result.scores_after)),
+        ("result of step", best),
         ("checkpoint", result.checkpoint.clone()),
         ("adapter sha256", result.adapter_sha256.clone()),
     ]

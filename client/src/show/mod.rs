@@ -6,7 +6,7 @@ mod summary;
 mod table;
 mod text;
 
-pub use job::{describe_job, event_line, state_name, worker_state_name};
+pub use job::{describe_job, event_line, score_name, state_name, worker_state_name};
 pub use progress::Progress;
 pub use summary::{Adapter, summary};
 pub use table::Table;

@@ -8,7 +8,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use lorafleet::pb;
 
-use super::{duration, event_line, number, state_name};
+use super::{duration, event_line, number, score_name, state_name};
 
 /// Plain progress lines come no more often than this.
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -20,7 +20,8 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     total_steps: u64,
     last_line: Option<Instant>,
-    eval: Option<f64>,
+    /// The latest evaluation: its loss, and its first other score.
+    eval: Option<(f64, Option<pb::Score>)>,
     /// Why the job waits, as last told.
     waiting: String,
 }
@@ -65,7 +66,9 @@ impl Progress {
 
     /// A step is done.
     pub fn point(&mut self, point: &pb::MetricPoint) {
-        self.eval = point.eval_loss.or(self.eval);
+        if let Some(loss) = point.eval_loss {
+            self.eval = Some((loss, point.eval_scores.first().cloned()));
+        }
         if point.step == 0 {
             return;
         }
@@ -97,8 +100,11 @@ impl Progress {
         };
         let rate = number(point.tokens_per_second.round() as u64);
         let mut text = format!("{step}  loss {:.3}  {rate} tokens/s", point.loss);
-        if let Some(eval) = self.eval {
-            text += &format!("  eval {eval:.3}");
+        if let Some((loss, score)) = &self.eval {
+            text += &format!("  eval {loss:.3}");
+            if let Some(score) = score {
+                text += &format!(" {} {:.3}", score_name(&score.name), score.value);
+            }
         }
         if point.seconds_left.is_finite() && point.seconds_left > 0.0 {
             // A wild estimate must not overflow a Duration.
@@ -143,7 +149,7 @@ mod tests {
     fn a_step_is_one_line() {
         let mut progress = Progress { bar: None, ..Progress::new() };
         progress.total_steps = 42;
-        progress.eval = Some(4.05);
+        progress.eval = Some((4.05, None));
         let point = pb::MetricPoint {
             step: 7,
             loss: 3.8124,
@@ -153,6 +159,8 @@ mod tests {
         };
         let text = progress.describe(&point);
         assert_eq!(text, "step 7/42  loss 3.812  4,321 tokens/s  eval 4.050  1m 20s left");
+        progress.eval = Some((0.71, Some(pb::Score { name: "accuracy".into(), value: 0.8125 })));
+        assert!(progress.describe(&point).contains("  eval 0.710 accuracy 0.812  "));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use lorafleet::{pb, short_id};
 
 use super::{
-    bytes, duration, number, state_name,
+    bytes, duration, number, score_name, state_name,
     text::{between, wrapped},
 };
 
@@ -37,7 +37,7 @@ pub fn summary(job: &pb::Job, adapter: &Adapter<'_>) -> String {
         };
     };
     let mut lines = vec![head, String::new()];
-    lines.extend(facts(result).into_iter().map(|(name, value)| format!("  {name:<16}{value}")));
+    lines.extend(facts(result, job.step).into_iter().map(|(name, value)| format!("  {name:<16}{value}")));
     for answer in &result.answers {
         lines.push(String::new());
         for (who, text) in [("prompt", &answer.prompt), ("base", &answer.base), ("adapter", &answer.adapter)]
@@ -50,19 +50,35 @@ pub fn summary(job: &pb::Job, adapter: &Adapter<'_>) -> String {
     lines.join("\n")
 }
 
-fn facts(result: &pb::JobResult) -> Vec<(&'static str, String)> {
+fn facts(result: &pb::JobResult, steps: u64) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
+    // Scores are of examples; a perplexity is of tokens.
+    let classifies = !result.scores_after.is_empty();
     if let (Some(before), Some(after)) = (result.eval_loss_before, result.eval_loss_after) {
         let change = 100.0 * (after / before - 1.0);
         facts.push((
             "evaluation loss",
-            format!(
-                "{before:.4} before, {after:.4} after ({change:+.1} %; perplexity {:.1} to {:.1}) over {} tokens",
-                before.exp(),
-                after.exp(),
-                number(result.eval_tokens)
-            ),
+            if classifies {
+                format!(
+                    "{before:.4} before, {after:.4} after ({change:+.1} %) over {} examples",
+                    number(result.eval_tokens)
+                )
+            } else {
+                format!(
+                    "{before:.4} before, {after:.4} after ({change:+.1} %; perplexity {:.1} to {:.1}) over {} tokens",
+                    before.exp(),
+                    after.exp(),
+                    number(result.eval_tokens)
+                )
+            },
         ));
+    }
+    facts.extend(scores(&result.scores_before, &result.scores_after));
+    if result.stopped_early {
+        facts.push(("stopped early", "evaluations no longer got better (eval.patience)".to_owned()));
+    }
+    if result.best_step > 0 && result.best_step < steps {
+        facts.push(("best", format!("the result is that of step {}", number(result.best_step))));
     }
     let share = 100.0 * result.trainable_parameters as f64 / result.total_parameters.max(1) as f64;
     facts.push((
@@ -84,6 +100,16 @@ fn facts(result: &pb::JobResult) -> Vec<(&'static str, String)> {
         facts.push(("data", data_line(data)));
     }
     facts
+}
+
+/// A line for each score of the result.
+fn scores(before: &[pb::Score], after: &[pb::Score]) -> Vec<(&'static str, String)> {
+    let line = |after: &pb::Score| {
+        let before = before.iter().find(|before| before.name == after.name);
+        let before = before.map_or(String::new(), |before| format!("{:.4} before, ", before.value));
+        (score_name(&after.name), format!("{before}{:.4} after", after.value))
+    };
+    after.iter().map(line).collect()
 }
 
 fn data_line(data: &pb::DataSummary) -> String {
@@ -153,6 +179,24 @@ mod tests {
             "  prompt          Describe it",
             "  adapter         yes\n                  indeed",
             "  adapter in      out",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn scores_have_lines_of_their_own() {
+        let mut job = succeeded();
+        let result = job.result.as_mut().unwrap();
+        let score = |value| vec![pb::Score { name: "f1".into(), value }];
+        (result.scores_before, result.scores_after) = (score(0.25), score(0.875));
+        (result.best_step, result.stopped_early) = (30, true);
+        let text = summary(&job, &Adapter::Stored);
+        for part in [
+            "4.0510 before, 3.6710 after (-9.4 %) over 8,291 examples",
+            "macro F1        0.2500 before, 0.8750 after",
+            "stopped early   evaluations no longer got better",
+            "best            the result is that of step 30",
         ] {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
         }

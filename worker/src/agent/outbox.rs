@@ -254,7 +254,7 @@ impl Reports {
         let unsent = self.points.values_mut().filter(|(_, item)| !item.sent).take(POINTS_AT_ONCE);
         let points = unsent.map(|(_, item)| {
             item.sent = true;
-            item.value
+            item.value.clone()
         });
         let (job, fence, points) = (self.id.job.clone(), Some(self.id.fence.clone()), points.collect());
         Some(Message::Progress(pb::Progress { job, fence, points }))

@@ -52,6 +52,10 @@ impl Training<'_> {
             answers,
             bytes_sent_per_step: self.bytes_per_step,
             data: Some(self.prepared.train.summary.clone()),
+            scores_before: Vec::new(),
+            scores_after: Vec::new(),
+            best_step: self.trainer.step(),
+            stopped_early: false,
         }
     }
 

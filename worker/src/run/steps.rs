@@ -246,6 +246,7 @@ impl<'a> Training<'a> {
             eval_loss: evaluation.and_then(|sums| sums.mean_loss()),
             attempt: fence.attempt,
             generation: fence.generation,
+            eval_scores: Vec::new(),
         });
         Ok(())
     }
