@@ -7,11 +7,11 @@ use super::cache::LayerCache;
 use super::columns::{gather, scatter};
 use super::frame::{Exit, Frame};
 use super::parameters::NormId;
-use super::pass::{Mask, Narrow, Pass};
+use super::pass::{Narrow, Pass};
 use super::projection::{Lows, Projected, Projection};
 use super::until::Until;
 use crate::linear::Into;
-use crate::ops::attention;
+use crate::ops::attention::{self, Mask};
 use crate::ops::attention_backward::{self, Gradients};
 use crate::ops::rope::{Turn, rotate};
 use crate::ops::{OpError, Scope};
@@ -44,9 +44,9 @@ pub(crate) struct AttentionSaved {
     /// After norm and rotation.
     k: Tensor,
     v: Tensor,
-    /// Attention's result and log-sum-exp.
+    /// Attention's result, and what it keeps of each row of scores.
     attended: Tensor,
-    lse: Tensor,
+    stats: Tensor,
     exit: Option<Exit>,
     qkv_lows: Lows,
     output_lows: Lows,
@@ -96,11 +96,12 @@ impl AttentionPart {
         let [q, k, v] = three(ys);
         let (q, k, heads) = self.norm_heads(q, k, pass)?;
         let (q, k) = (self.turn(q, Turn::Forward, pass)?, self.turn(k, Turn::Forward, pass)?);
-        let (attended, lse) = match cache {
-            None => attention::forward(&q, &k, &v, pass.spans, pass.heads, scope)?,
+        let mask = self.mask(pass);
+        let (attended, stats) = match cache {
+            None => attention::forward(&q, &k, &v, pass.spans, pass.heads, mask, scope)?,
             Some(cache) => {
                 let (k, v) = cache.append(&k, &v)?;
-                attention::forward(&q, &k, &v, pass.spans, pass.heads, scope)?
+                attention::forward(&q, &k, &v, pass.spans, pass.heads, mask, scope)?
             }
         };
         let (y, output_lows, exit) = match narrow {
@@ -113,7 +114,7 @@ impl AttentionPart {
                 closed
             }
         };
-        let saved = AttentionSaved { x, entry, heads, q, k, v, attended, lse, exit, qkv_lows, output_lows };
+        let saved = AttentionSaved { x, entry, heads, q, k, v, attended, stats, exit, qkv_lows, output_lows };
         Ok((y, saved))
     }
 
@@ -149,7 +150,7 @@ impl AttentionPart {
 
     fn turn(&self, x: Tensor, turn: Turn, pass: &Pass) -> Result<Tensor, OpError> {
         match self.rope {
-            Some(rope) => rotate(x, pass.positions, &pass.ropes[rope], turn),
+            Some(rope) => rotate(x, pass.heads.head_dim, pass.positions, &pass.ropes[rope], turn),
             None => Ok(x),
         }
     }
@@ -166,7 +167,7 @@ impl AttentionPart {
         pass: &Pass,
     ) -> Result<Option<Tensor>, ModelError> {
         let scope = pass.scope;
-        let AttentionSaved { x, entry, heads, q, k, v, attended, lse, exit, qkv_lows, output_lows } = saved;
+        let AttentionSaved { x, entry, heads, q, k, v, attended, stats, exit, qkv_lows, output_lows } = saved;
         let leaving = self.frame.leave_backward(exit, d, gradients, pass)?;
         let d = if until == Until::After {
             scope.pool.recycle(leaving.into_residual(scope)?)?;
@@ -187,8 +188,15 @@ impl AttentionPart {
                     if let Some(Narrow { rows, .. }) = narrow {
                         residual = scatter(residual, rows, pass.tokens(), scope)?;
                     }
-                    let at = attention_backward::Saved { q: &q, k: &k, v: &v, out: &attended, lse: &lse };
-                    let inner = attention_backward::backward(&at, &dout, pass.spans, pass.heads, scope)?;
+                    let at = attention_backward::Saved { q: &q, k: &k, v: &v, out: &attended, stats: &stats };
+                    let inner = attention_backward::backward(
+                        &at,
+                        &dout,
+                        pass.spans,
+                        pass.heads,
+                        self.mask(pass),
+                        scope,
+                    )?;
                     scope.pool.recycle(dout)?;
                     let input = Input { x: &x, entry: entry.as_ref(), lows: &qkv_lows };
                     self.input_backward(input, inner, heads.as_ref(), residual, until, gradients, pass)?
@@ -199,7 +207,7 @@ impl AttentionPart {
                 }
             }
         };
-        recycle([x, q, k, v, attended, lse], [entry], [qkv_lows, output_lows], heads, scope)?;
+        recycle([x, q, k, v, attended, stats], [entry], [qkv_lows, output_lows], heads, scope)?;
         Ok(d)
     }
 
@@ -275,20 +283,20 @@ struct Input<'t> {
 impl AttentionSaved {
     /// Gives every buffer back.
     pub fn recycle(self, scope: Scope) -> Result<(), ModelError> {
-        let Self { x, entry, heads, q, k, v, attended, lse, exit, qkv_lows, output_lows } = self;
+        let Self { x, entry, heads, q, k, v, attended, stats, exit, qkv_lows, output_lows } = self;
         if let Some(exit) = exit {
             exit.recycle(scope)?;
         }
-        recycle([x, q, k, v, attended, lse], [entry], [qkv_lows, output_lows], heads, scope)
+        recycle([x, q, k, v, attended, stats], [entry], [qkv_lows, output_lows], heads, scope)
     }
 
     /// Gives every buffer back but the block's input.
     pub fn into_input(self, scope: Scope) -> Result<Tensor, ModelError> {
-        let Self { x, entry, heads, q, k, v, attended, lse, exit, qkv_lows, output_lows } = self;
+        let Self { x, entry, heads, q, k, v, attended, stats, exit, qkv_lows, output_lows } = self;
         if let Some(exit) = exit {
             exit.recycle(scope)?;
         }
-        recycle([q, k, v, attended, lse], [entry], [qkv_lows, output_lows], heads, scope)?;
+        recycle([q, k, v, attended, stats], [entry], [qkv_lows, output_lows], heads, scope)?;
         Ok(x)
     }
 }

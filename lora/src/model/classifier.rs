@@ -10,6 +10,7 @@ use super::parameters::NormId;
 use super::pass::Pass;
 use super::projection::{Lows, Projection};
 use crate::linear::Into;
+use crate::ops::activation::{tanh_backward, tanh_forward};
 use crate::ops::{cross_entropy, into_vec, matrix, view};
 
 const OP: &str = "classifier";
@@ -136,24 +137,24 @@ fn squared_error(predictions: &mut [f32], scores: &[f32]) -> f64 {
 }
 
 fn activate(activation: HeadActivation, y: Tensor) -> Result<Tensor, ModelError> {
-    let (columns, mut y) = (width(&y)?, into_vec(OP, y)?);
-    for y in &mut y {
-        *y = match activation {
-            HeadActivation::Tanh => libm::tanhf(*y),
-            HeadActivation::Relu => y.max(0.0),
-        };
+    match activation {
+        HeadActivation::Tanh => Ok(tanh_forward(y)?),
+        HeadActivation::Relu => {
+            let (columns, mut y) = (width(&y)?, into_vec(OP, y)?);
+            y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
+            Ok(matrix(y, columns)?)
+        }
     }
-    Ok(matrix(y, columns)?)
 }
 
 /// The gradient before the activation, from its result.
 fn activate_backward(activation: HeadActivation, d: Tensor, act: &Tensor) -> Result<Tensor, ModelError> {
-    let (columns, mut d) = (width(&d)?, into_vec(OP, d)?);
-    for (d, y) in d.iter_mut().zip(&*view(OP, act)?) {
-        *d *= match activation {
-            HeadActivation::Tanh => 1.0 - y * y,
-            HeadActivation::Relu => f32::from(u8::from(*y > 0.0)),
-        };
+    match activation {
+        HeadActivation::Tanh => Ok(tanh_backward(act, d)?),
+        HeadActivation::Relu => {
+            let (columns, mut d) = (width(&d)?, into_vec(OP, d)?);
+            d.iter_mut().zip(&*view(OP, act)?).for_each(|(d, y)| *d = if *y > 0.0 { *d } else { 0.0 });
+            Ok(matrix(d, columns)?)
+        }
     }
-    Ok(matrix(d, columns)?)
 }

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use lorafleet_spec::BaseShape;
-use lorafleet_spec::base::{EmbeddingRole, HeadShape, LinearModule, NormRole, Placement, Positions, Role};
+use lorafleet_spec::base::{
+    EmbeddingRole, HeadShape, LinearModule, NormKind, NormRole, Placement, Positions, Role,
+};
 
 use super::ModelError;
 use super::attention_part::AttentionPart;
@@ -19,7 +21,6 @@ use super::projection::Projection;
 use super::transformer::{Head, Known, Parts};
 use super::weights::Weights;
 use crate::linear::FrozenLinear;
-use crate::ops::norm::NormKind;
 
 /// Reads the weights of a base of that shape from its folder.
 pub(super) fn load(dir: &Path, shape: &BaseShape) -> Result<Parts, ModelError> {
@@ -60,11 +61,8 @@ impl Loader<'_> {
     /// Every norm, in the order of the modules.
     fn norms(&self) -> Result<Vec<FrozenNorm>, ModelError> {
         let norm = |name: &String| {
-            let (kind, has_bias) = match self.shape.norm.kind {
-                lorafleet_spec::base::NormKind::Rms => (NormKind::Rms, false),
-                lorafleet_spec::base::NormKind::RmsPlusOne => (NormKind::RmsPlusOne, false),
-                lorafleet_spec::base::NormKind::Layer => (NormKind::Layer, true),
-            };
+            let kind = self.shape.norm.kind;
+            let has_bias = kind == NormKind::Layer;
             let bias = has_bias.then(|| self.weights.read(&format!("{name}.bias"))).transpose()?;
             let weight = self.weights.read(&format!("{name}.weight"))?;
             Ok(FrozenNorm { name: name.clone(), kind, eps: self.shape.norm.eps as f32, weight, bias })
@@ -138,10 +136,11 @@ impl Loader<'_> {
         let mlp = MlpPart {
             frame: frame(NormRole::BeforeMlp, NormRole::AfterMlp)?,
             inner: match self.linear_at(at, Role::GateUp) {
-                Some(fused) => Projection::fused(fused, vec![shape.mlp, shape.mlp]),
+                Some(fused) => Projection::separate(vec![fused]),
                 None if shape.gated => self.separate(at, &[Role::Gate, Role::Up])?,
                 None => self.separate(at, &[Role::Up])?,
             },
+            gated: shape.gated,
             activation: shape.activation,
             output: self.separate(at, &[Role::Down])?,
         };

@@ -10,7 +10,7 @@ use super::projection::{Lows, Projected, Projection};
 use super::until::Until;
 use crate::linear::Into;
 use crate::ops::Scope;
-use crate::ops::swiglu;
+use crate::ops::activation::{self, Backward, Inner};
 use lorafleet_spec::base::Activation;
 
 /// One MLP part of the base.
@@ -18,8 +18,10 @@ use lorafleet_spec::base::Activation;
 pub(crate) struct MlpPart {
     /// Norms and residual around it.
     pub frame: Frame,
-    /// Gate and up, or up alone.
+    /// Gate and up (of one layer or of two), or up alone.
     pub inner: Projection,
+    /// The MLP has a gate.
+    pub gated: bool,
     /// What the gate, or up alone, goes through.
     pub activation: Activation,
     /// The output layer.
@@ -31,8 +33,7 @@ pub(crate) struct MlpSaved {
     /// The residual stream before it.
     x: Tensor,
     entry: Option<Tensor>,
-    /// Gate and up, or up alone.
-    inner: Vec<Tensor>,
+    inner: Inner,
     exit: Option<Exit>,
     inner_lows: Lows,
     output_lows: Lows,
@@ -53,7 +54,7 @@ impl MlpPart {
     pub fn forward(&self, x: Tensor, pass: &Pass) -> Result<(Tensor, MlpSaved), ModelError> {
         let scope = pass.scope;
         let entry = self.frame.enter(&x, pass)?;
-        let Projected { ys: inner, lows: inner_lows } =
+        let Projected { ys, lows: inner_lows } =
             self.inner.forward(entry.as_ref().map_or(&x, |entry| &entry.h), None, pass)?;
         let entry = match entry {
             Some(entry) => {
@@ -62,18 +63,22 @@ impl MlpPart {
             }
             None => None,
         };
-        let act = self.activate(&inner, scope)?;
+        let inner = self.inner_of(ys);
+        let act = activation::forward(&inner, self.activation, scope)?;
         let (out, output_lows) = self.output.forward_one(&act, self.frame.plus(&x), pass)?;
         scope.pool.recycle(act)?;
         let (y, exit) = self.frame.leave(&x, out, pass)?;
         Ok((y, MlpSaved { x, entry, inner, exit, inner_lows, output_lows }))
     }
 
-    fn activate(&self, inner: &[Tensor], scope: Scope) -> Result<Tensor, ModelError> {
-        Ok(match inner {
-            [gate, up] => swiglu::forward(gate, up, scope)?,
-            _ => unreachable!(),
-        })
+    fn inner_of(&self, ys: Vec<Tensor>) -> Inner {
+        let mut ys = ys.into_iter();
+        let first = ys.next().expect("an MLP has an inner layer");
+        match ys.next() {
+            Some(up) => Inner::Gated { gate: first, up },
+            None if self.gated => Inner::Fused(first),
+            None => Inner::Plain(first),
+        }
     }
 
     /// From the gradient `d` of the new residual stream: the gradients of what is trained, at their places, and the
@@ -90,7 +95,7 @@ impl MlpPart {
         let MlpSaved { x, entry, inner, exit, inner_lows, output_lows } = saved;
         let leaving = self.frame.leave_backward(exit, d, gradients, pass)?;
         let dys = if until == Until::After {
-            inner.into_iter().try_for_each(|tensor| scope.pool.recycle(tensor))?;
+            inner.recycle(scope)?;
             None
         } else {
             self.output_backward(leaving.output(), inner, &output_lows, until, gradients, pass)?
@@ -98,7 +103,6 @@ impl MlpPart {
         let residual = leaving.into_residual(scope)?;
         let d = match dys {
             Some(dys) => {
-                let dys = self.inner.upstream(dys, pass)?;
                 let at = Start { frame: &self.frame, layers: &self.inner, until };
                 at.backward(&x, entry.as_ref(), dys, &inner_lows, residual, gradients, pass)?
             }
@@ -115,7 +119,7 @@ impl MlpPart {
     fn output_backward(
         &self,
         d: &Tensor,
-        inner: Vec<Tensor>,
+        inner: Inner,
         lows: &Lows,
         until: Until,
         gradients: &mut [f32],
@@ -125,12 +129,12 @@ impl MlpPart {
         let (dact, reduced) = self.output.backward_input(&[d], lows, until > Until::Output, pass)?;
         let (act, dys) = match dact {
             Some(dact) => {
-                let (act, dys) = self.activate_backward(inner, dact)?;
-                (act, Some(dys))
+                let Backward { d, act } = activation::backward(inner, self.activation, dact)?;
+                (act, Some(gradients_of(d)))
             }
             None => {
-                let act = self.activate(&inner, scope)?;
-                inner.into_iter().try_for_each(|tensor| scope.pool.recycle(tensor))?;
+                let act = activation::forward(&inner, self.activation, scope)?;
+                inner.recycle(scope)?;
                 (act, None)
             }
         };
@@ -138,22 +142,13 @@ impl MlpPart {
         scope.pool.recycle(act)?;
         Ok(dys)
     }
+}
 
-    /// The activation's result again, and the gradients of its inputs, in the place of what it is given.
-    fn activate_backward(
-        &self,
-        inner: Vec<Tensor>,
-        dact: Tensor,
-    ) -> Result<(Tensor, Vec<Tensor>), ModelError> {
-        let mut inner = inner.into_iter();
-        let first = inner.next().expect("an MLP has an inner layer");
-        Ok(match inner.next() {
-            Some(up) => {
-                let back = swiglu::backward(first, up, dact)?;
-                (back.act, vec![back.dgate, back.dup])
-            }
-            None => unreachable!(),
-        })
+/// The gradients of the inner layers' results.
+fn gradients_of(inner: Inner) -> Vec<Tensor> {
+    match inner {
+        Inner::Plain(d) | Inner::Fused(d) => vec![d],
+        Inner::Gated { gate, up } => vec![gate, up],
     }
 }
 
@@ -164,7 +159,7 @@ impl MlpSaved {
         if let Some(exit) = exit {
             exit.recycle(scope)?;
         }
-        inner.into_iter().try_for_each(|tensor| scope.pool.recycle(tensor))?;
+        inner.recycle(scope)?;
         recycle([Some(x), entry], [inner_lows, output_lows], scope)
     }
 }

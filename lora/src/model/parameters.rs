@@ -5,9 +5,10 @@ use std::ops::Range;
 use super::ModelError;
 use crate::linear::{Adapted, Factors, FrozenLinear};
 use crate::ops::Scope;
-use crate::ops::norm::{Norm, NormGradients, NormKind};
+use crate::ops::norm::{Norm, NormGradients};
 use crate::params::AdapterView;
 use candle_core::Tensor;
+use lorafleet_spec::base::NormKind;
 
 /// A linear layer, by its place among the model's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

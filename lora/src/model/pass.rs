@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::parameters::{Bound, BoundNorm, NormId};
 use crate::linear::Rows;
 use crate::ops::Scope;
-use crate::ops::attention::{Heads, Span};
+use crate::ops::attention::{Heads, Mask, Span};
 use crate::ops::rope::RopeTable;
 
 /// The rows of the last block's output that the head reads: its output layers compute only these.
@@ -15,17 +15,6 @@ pub(crate) struct Narrow<'a> {
     pub rows: &'a [u32],
     /// Whose they are.
     pub of: &'a Rows,
-}
-
-/// What a token sees.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Mask {
-    /// Itself and earlier ones only.
-    pub causal: bool,
-    /// That many, itself included.
-    pub window: Option<usize>,
-    /// c in c · tanh(score / c), which takes the score's place.
-    pub softcap: Option<f32>,
 }
 
 /// One pass: its tokens' places, the parameters that it reads, and its buffers.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use lorafleet_spec::BaseShape;
@@ -15,14 +15,14 @@ use super::classifier::ClassifierHead;
 use super::embed::{BoundEmbed, Embed, Inputs};
 use super::lm_head::LmHead;
 use super::parameters::{Bound, Parameters};
-use super::pass::{Mask, Narrow, Pass};
+use super::pass::{Narrow, Pass};
 use super::{ModelError, PackedBatch, load};
 use crate::flops::FlopCounter;
 use crate::linear::Rows;
 use crate::ops::Scope;
-use crate::ops::attention::{Heads, Span};
+use crate::ops::attention::{Heads, Mask, Span};
 use crate::ops::pool::Pool;
-use crate::ops::rope::RopeTable;
+use crate::ops::rope::{RopeTable, Ropes};
 use crate::params::{AdapterView, ModuleKind};
 
 /// A loss that is summed over what is labelled, not averaged.
@@ -53,7 +53,7 @@ pub struct Transformer {
     heads: Heads,
     mask: Mask,
     max_positions: usize,
-    ropes: Vec<RopeSlot>,
+    ropes: Ropes,
     pool: Pool,
 }
 
@@ -83,13 +83,6 @@ pub(super) struct Known {
     pub embedding: Option<(String, (usize, usize))>,
     /// Shapes of all tensors.
     pub tensors: HashMap<String, Vec<usize>>,
-}
-
-/// A rotary embedding and the table of its angles, which grows.
-#[derive(Debug)]
-struct RopeSlot {
-    frequencies: Vec<f32>,
-    table: Mutex<Arc<RopeTable>>,
 }
 
 /// What one pass holds.
@@ -122,7 +115,7 @@ impl Transformer {
     /// A file cannot be opened, or was truncated since its shape was read.
     pub fn load(dir: &Path, shape: &BaseShape) -> Result<Self, ModelError> {
         let ropes = match &shape.positions {
-            Positions::Rope(ropes) => ropes.iter().map(|rope| RopeSlot::new(rope, shape.head_dim)).collect(),
+            Positions::Rope(ropes) => ropes.clone(),
             Positions::Learned { .. } => Vec::new(),
         };
         Ok(Self {
@@ -139,7 +132,7 @@ impl Transformer {
                 softcap: shape.attention.softcap.map(|cap| cap as f32),
             },
             max_positions: shape.max_positions,
-            ropes,
+            ropes: Ropes::new(ropes, shape.head_dim),
             pool: Pool::default(),
         })
     }
@@ -468,7 +461,7 @@ impl Transformer {
             bound,
             rows,
             spans,
-            ropes: self.ropes.iter().map(|rope| rope.table(longest, self.max_positions)).collect(),
+            ropes: self.ropes.tables(longest),
         }
     }
 
@@ -551,21 +544,4 @@ fn narrow<'a>(rows: &'a [u32], of: &'a Rows, pass: &Pass) -> Option<Narrow<'a>> 
 
 fn inputs(batch: &PackedBatch) -> Inputs<'_> {
     Inputs { tokens: batch.inputs(), positions: batch.positions(), types: batch.types() }
-}
-
-impl RopeSlot {
-    fn new(rope: &lorafleet_spec::base::Rope, head_dim: usize) -> Self {
-        let frequencies = crate::ops::rope::frequencies(rope, head_dim);
-        Self { table: Mutex::new(Arc::new(RopeTable::new(&frequencies, 0))), frequencies }
-    }
-
-    /// Rotation angles of at least that many positions; grows by doubling.
-    fn table(&self, len: usize, most: usize) -> Arc<RopeTable> {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.len() < len {
-            let len = len.next_power_of_two().min(most);
-            *table = Arc::new(RopeTable::new(&self.frequencies, len));
-        }
-        Arc::clone(&table)
-    }
 }

@@ -1,59 +1,25 @@
-//! Causal attention over packed sequences, forward: `softmax(scale · q·kᵀ)·v` per head, never keeping T×T.
+//! Attention over packed sequences, forward: `softmax(scale · q·kᵀ)·v` per head, never keeping T×T.
 //!
-//! Rows of queries are taken a register tile at a time against the keys that they may see; each row's
-//! log-sum-exp is kept, from which the backward pass makes the probabilities again (arXiv:2307.08691).
+//! Rows of queries are taken a few register tiles at a time against the keys that they see; of each row of scores the
+//! largest and the inverse sum of exponentials are kept, from which the backward pass makes the probabilities again
+//! (arXiv:2307.08691). How the work is cut between threads follows from the sequences' lengths, and changes no bit.
 
 use std::ops::Range;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::cross_entropy::{exponentials, largest};
-use super::kernel::ROWS;
+use super::attention_keys::PackedKeys;
+pub(crate) use super::attention_mask::{Heads, Mask, Span};
+use super::attention_rows::{numerators, whole_lanes};
+use super::kernel::{PANEL, ROWS};
 use super::product::{Left, Right, serial};
 use super::{OpError, Scope, matrix, view};
 
 const OP: &str = "attention";
 
-/// Head counts and the scale of the scores. Query head n reads key/value head `n · kv_heads / heads`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Heads {
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub scale: f32,
-}
-
-impl Heads {
-    /// Width of q's rows.
-    pub fn q_columns(&self) -> usize {
-        self.heads * self.head_dim
-    }
-
-    /// Width of k's and v's rows.
-    pub fn kv_columns(&self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-
-    /// Query heads that share one key/value head.
-    pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-}
-
-/// One sequence: its rows in q and in k, v. The last query sees every key, the one before all but the last, …
-#[derive(Clone, Debug)]
-pub(crate) struct Span {
-    pub queries: Range<usize>,
-    pub keys: Range<usize>,
-}
-
-impl Span {
-    /// Keys that the query at this place in the sequence sees.
-    pub fn visible(&self, query: usize) -> usize {
-        self.keys.len() - self.queries.len() + query + 1
-    }
-}
+/// Queries that go together: they read each panel of keys while it is in the first cache.
+const TILE: usize = 4 * ROWS;
 
 /// A destination of which tasks write disjoint rows of disjoint heads.
 pub(crate) struct Scatter {
@@ -82,92 +48,151 @@ impl Scatter {
     }
 }
 
-/// Forward: `q` `[T, N·D]`, `k`, `v` `[T', K·D]` → the output `[T, N·D]` and the log-sum-exp of each score row `[T, N]`.
+/// Forward: `q` `[T, N·D]`, `k`, `v` `[T', K·D]` → the output `[T, N·D]` and each score row's largest value and inverse
+/// sum of exponentials `[T, 2·N]`, which the backward pass needs.
 pub(crate) fn forward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     spans: &[Span],
     heads: Heads,
+    mask: Mask,
     scope: Scope,
 ) -> Result<(Tensor, Tensor), OpError> {
     let (q, k, v) = (view(OP, q)?, view(OP, k)?, view(OP, v)?);
     let tokens = q.len() / heads.q_columns();
     let mut out = scope.pool.take(q.len());
-    let mut lse = scope.pool.take(tokens * heads.heads);
-    let (to_out, to_lse) = (Scatter::new(&mut out), Scatter::new(&mut lse));
-    tasks(spans, heads).into_par_iter().with_max_len(1).for_each(|(span, kv)| {
-        forward_task(&q, &k, &v, span, kv, heads, scope, &to_out, &to_lse);
+    let mut stats = scope.pool.take(2 * tokens * heads.heads);
+    let keys = PackedKeys::new(&k, spans, heads, scope);
+    let pass = Forward { q: &q, v: &v, keys: &keys, heads, mask, scope };
+    let (to_out, to_stats) = (Scatter::new(&mut out), Scatter::new(&mut stats));
+    tasks(spans, heads, mask).into_par_iter().with_max_len(1).for_each(|task| {
+        pass.run(&spans[task.span], &task, &to_out, &to_stats);
     });
-    Ok((matrix(out, heads.q_columns())?, matrix(lse, heads.heads)?))
+    keys.recycle(scope);
+    Ok((matrix(out, heads.q_columns())?, matrix(stats, 2 * heads.heads)?))
 }
 
-/// Every (sequence, key/value head): what one thread computes at a time.
-pub(crate) fn tasks(spans: &[Span], heads: Heads) -> Vec<(&Span, usize)> {
-    spans.iter().flat_map(|span| (0..heads.kv_heads).map(move |kv| (span, kv))).collect()
+/// Some queries of one head of one sequence: what one thread computes at a time.
+struct Task {
+    span: usize,
+    head: usize,
+    queries: Range<usize>,
+    /// Pairs of query and key.
+    cost: usize,
 }
 
-/// Transposes rows `rows` of one head out of `[T, columns]`: `[D, rows]`.
-pub(crate) fn transpose_head(x: &[f32], columns: usize, first: usize, rows: &Range<usize>, out: &mut [f32]) {
-    let len = rows.len();
-    let dim = out.len() / len.max(1);
-    for (i, row) in rows.clone().enumerate() {
-        for (d, &value) in x[row * columns + first..][..dim].iter().enumerate() {
-            out[d * len + i] = value;
+/// Least pairs of query and key that are worth a task of their own: about 30 µs of one core.
+const LEAST_PAIRS: usize = 8 * 1024;
+/// Tasks that a pass is cut into at least, where it has enough pairs.
+const TASKS: usize = 64;
+
+/// All tasks, the dearest first, so that threads end together.
+fn tasks(spans: &[Span], heads: Heads, mask: Mask) -> Vec<Task> {
+    let pairs: usize = spans.iter().map(|span| span.pairs(0..span.queries.len(), mask)).sum();
+    let most = (pairs * heads.heads / TASKS).max(LEAST_PAIRS);
+    let mut tasks = Vec::new();
+    for (index, span) in spans.iter().enumerate() {
+        for queries in span.cut(most, TILE, mask) {
+            let cost = span.pairs(queries.clone(), mask);
+            let one = |head| Task { span: index, head, queries: queries.clone(), cost };
+            tasks.extend((0..heads.heads).map(one));
         }
     }
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.cost));
+    tasks
 }
 
-#[allow(clippy::too_many_arguments)]
-fn forward_task(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    span: &Span,
-    kv: usize,
+/// What all tasks read.
+struct Forward<'a> {
+    q: &'a [f32],
+    v: &'a [f32],
+    keys: &'a PackedKeys,
     heads: Heads,
-    scope: Scope,
-    out: &Scatter,
-    lse: &Scatter,
-) {
-    let Heads { head_dim: dim, .. } = heads;
-    let (q_columns, kv_columns, keys) = (heads.q_columns(), heads.kv_columns(), span.keys.len());
-    let mut k_transposed = scope.pool.take(dim * keys);
-    transpose_head(k, kv_columns, kv * dim, &span.keys, &mut k_transposed);
-    let v = &v[span.keys.start * kv_columns + kv * dim..];
-    let mut scores = scope.pool.take(ROWS * keys);
-    let mut result = scope.pool.take(ROWS * dim);
-    for head in kv * heads.group()..(kv + 1) * heads.group() {
-        for first in (0..span.queries.len()).step_by(ROWS) {
-            let rows = (span.queries.len() - first).min(ROWS);
-            let seen = span.visible(first + rows - 1);
-            let token = span.queries.start + first;
-            let queries = Left::rows(&q[token * q_columns + head * dim..], q_columns);
-            let all_keys = Right::Rows { data: &k_transposed, stride: keys };
-            serial(&mut scores, keys, (rows, seen, dim), queries, all_keys, heads.scale, false);
-            let mut sums = [0f32; ROWS];
-            for (row, sum) in sums.iter_mut().enumerate().take(rows) {
-                let visible = span.visible(first + row);
-                let (scores, hidden) = scores[row * keys..][..seen].split_at_mut(visible);
-                let max = largest(scores);
-                *sum = exponentials(scores, max);
-                hidden.fill(0.0);
-                let value = f64::from(max) + libm::log(f64::from(*sum));
-                // SAFETY: this task alone owns this (token, head).
-                unsafe { lse.write((token + row) * heads.heads + head, &[value as f32], 1.0) };
+    mask: Mask,
+    scope: Scope<'a>,
+}
+
+impl Forward<'_> {
+    fn run(&self, span: &Span, task: &Task, out: &Scatter, stats: &Scatter) {
+        let Self { heads, mask, scope, .. } = *self;
+        let dim = heads.head_dim;
+        let stride = whole_lanes(0..span.keys.len()).end;
+        let mut scores = scope.pool.take(TILE * stride);
+        let mut result = scope.pool.take(ROWS * dim);
+        let mut flops = 0;
+        for tile in task.queries.clone().step_by(TILE) {
+            let tile = tile..(tile + TILE).min(task.queries.end);
+            self.scores(span, task, tile.clone(), &mut scores, stride);
+            for first in tile.clone().step_by(ROWS) {
+                let rows = first..(first + ROWS).min(tile.end);
+                let scores = &mut scores[(first - tile.start) * stride..];
+                let seen = whole_lanes(span.seen(rows.clone(), mask));
+                let visible: [_; ROWS] = std::array::from_fn(|i| span.visible(first + i, mask));
+                let softmax = numerators(scores, stride, &visible[..rows.len()], &seen, mask.softcap);
+                self.values(span, task, rows.clone(), &scores[seen.start..], stride, &seen, &mut result);
+                for (row, [max, inverse]) in rows.clone().zip(softmax) {
+                    let token = span.queries.start + row;
+                    let at = token * heads.q_columns() + task.head * dim;
+                    let line = &result[(row - first) * dim..][..dim];
+                    // SAFETY: this task alone owns this (token, head).
+                    unsafe {
+                        out.write(at, line, inverse);
+                        stats.write(2 * (token * heads.heads + task.head), &[max, inverse], 1.0);
+                    }
+                }
+                flops += 4 * rows.len() * seen.len().min(span.keys.len()) * dim;
             }
-            let probabilities = Left::rows(&scores, keys);
-            let values = Right::Rows { data: v, stride: kv_columns };
-            serial(&mut result, dim, (rows, dim, seen), probabilities, values, 1.0, false);
-            scope.flops.product(rows, seen, 2 * dim);
-            for (row, sum) in sums.iter().enumerate().take(rows) {
-                let at = (token + row) * q_columns + head * dim;
-                // SAFETY: this task alone owns this (token, head).
-                unsafe { out.write(at, &result[row * dim..][..dim], 1.0 / sum) };
+        }
+        scope.flops.add(flops as u64);
+        scope.pool.put(scores);
+        scope.pool.put(result);
+    }
+
+    /// Scores of a tile of queries, of each row at least those that it sees.
+    fn scores(&self, span: &Span, task: &Task, tile: Range<usize>, scores: &mut [f32], stride: usize) {
+        let Self { heads, mask, .. } = *self;
+        let (dim, columns) = (heads.head_dim, heads.q_columns());
+        let seen = whole_lanes(span.seen(tile.clone(), mask));
+        for panel in seen.start / PANEL..seen.end.div_ceil(PANEL) {
+            let keys = self.keys.panel(task.span, task.head / heads.group(), panel);
+            for first in tile.clone().step_by(ROWS) {
+                let rows = first..(first + ROWS).min(tile.end);
+                let seen = whole_lanes(span.seen(rows.clone(), mask));
+                let from = seen.start.max(panel * PANEL);
+                let end = seen.end.min((panel + 1) * PANEL);
+                if from >= end {
+                    continue;
+                }
+                let at = (span.queries.start + first) * columns + task.head * dim;
+                let queries = Left::rows(&self.q[at..], columns);
+                let keys = Right::Rows { data: &keys[from - panel * PANEL..], stride: PANEL };
+                let to = &mut scores[(first - tile.start) * stride + from..];
+                serial(to, stride, (rows.len(), end - from, dim), queries, keys, heads.scale, false);
             }
         }
     }
-    for buffer in [k_transposed, scores, result] {
-        scope.pool.put(buffer);
+
+    /// `numerators · v` of some rows over the keys of `seen`.
+    #[allow(clippy::too_many_arguments)]
+    fn values(
+        &self,
+        span: &Span,
+        task: &Task,
+        rows: Range<usize>,
+        numerators: &[f32],
+        stride: usize,
+        seen: &Range<usize>,
+        result: &mut [f32],
+    ) {
+        let Heads { head_dim: dim, .. } = self.heads;
+        let columns = self.heads.kv_columns();
+        let first = span.keys.start + seen.start;
+        let v = &self.v[first * columns + task.head / self.heads.group() * dim..];
+        // Lanes past the last key are no rows of v.
+        let keys = seen.end.min(span.keys.len()) - seen.start;
+        let v = Right::Rows { data: v, stride: columns };
+        let left = Left::rows(numerators, stride);
+        serial(result, dim, (rows.len(), dim, keys), left, v, 1.0, false);
     }
 }

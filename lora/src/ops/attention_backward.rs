@@ -1,21 +1,26 @@
-//! Causal attention over packed sequences, backward: the probabilities are made again, block by block.
+//! Attention over packed sequences, backward: the probabilities are made again, block by block.
 //!
-//! With `P = exp(scale·q·kᵀ - lse)` and `δ = Σ dout·out` per row (arXiv:2307.08691, algorithm 2):
-//! `dv = Pᵀ·dout`, `dP = dout·vᵀ`, `dS = scale · P ∘ (dP - δ)`, `dq = dS·k`, `dk = dSᵀ·q`.
+//! With `P = exp(s - max) / sum`, `s = scale·q·kᵀ` (or its softcap) and `δ = Σ dout·out` per row (arXiv:2307.08691,
+//! algorithm 2): `dv = Pᵀ·dout`, `dP = dout·vᵀ`, `dS = scale · P ∘ (dP - δ)`, `dq = dS·k`, `dk = dSᵀ·q`.
+
+use std::ops::Range;
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
-use super::attention::{Heads, Scatter, Span, tasks, transpose_head};
-use super::kernel::ROWS;
+use super::attention::Scatter;
+use super::attention_keys::PackedKeys;
+use super::attention_mask::{Heads, Mask, Span};
+use super::attention_rows::{RowStats, probabilities, whole_lanes};
+use super::attention_units::{Unit, units};
+use super::kernel::{PANEL, ROWS};
 use super::product::{Left, Right, serial};
-use super::simd::{dot, exp, vectorized};
+use super::simd::{dot, vectorized};
 use super::{OpError, Scope, matrix, view};
 
 const OP: &str = "attention backward";
 
 /// Queries of one block: enough that adding into dk and dv costs little beside their products.
-const BLOCK: usize = 4 * ROWS;
+pub(super) const BLOCK: usize = 8 * ROWS;
 
 /// What the forward pass kept.
 pub(crate) struct Saved<'a> {
@@ -23,7 +28,8 @@ pub(crate) struct Saved<'a> {
     pub k: &'a Tensor,
     pub v: &'a Tensor,
     pub out: &'a Tensor,
-    pub lse: &'a Tensor,
+    /// Each score row's largest value and inverse sum, `[T, 2·N]`.
+    pub stats: &'a Tensor,
 }
 
 /// Gradients of q `[T, N·D]`, k and v `[T, K·D]`.
@@ -33,23 +39,38 @@ pub(crate) struct Gradients {
     pub dv: Tensor,
 }
 
-/// Backward of [`super::attention::forward`] for the gradient `dout` `[T, N·D]`; queries and keys are the same tokens.
+/// Backward of [`super::attention::forward`] for the gradient `dout` `[T, N·D]`.
 pub(crate) fn backward(
     saved: &Saved,
     dout: &Tensor,
     spans: &[Span],
     heads: Heads,
+    mask: Mask,
     scope: Scope,
 ) -> Result<Gradients, OpError> {
     let (q, k, v) = (view(OP, saved.q)?, view(OP, saved.k)?, view(OP, saved.v)?);
-    let (out, lse, dout) = (view(OP, saved.out)?, view(OP, saved.lse)?, view(OP, dout)?);
+    let (out, stats, dout) = (view(OP, saved.out)?, view(OP, saved.stats)?, view(OP, dout)?);
     let mut dq = scope.pool.take(q.len());
     let mut dk = scope.pool.take(k.len());
     let mut dv = scope.pool.take(v.len());
+    let keys = PackedKeys::new(&k, spans, heads, scope);
+    let values = PackedKeys::new(&v, spans, heads, scope);
+    let pass = Backward {
+        q: &q,
+        k: &k,
+        out: &out,
+        stats: &stats,
+        dout: &dout,
+        keys: &keys,
+        values: &values,
+        heads,
+        mask,
+        scope,
+    };
     let to = [Scatter::new(&mut dq), Scatter::new(&mut dk), Scatter::new(&mut dv)];
-    tasks(spans, heads).into_par_iter().with_max_len(1).for_each(|(span, kv)| {
-        Task { q: &q, k: &k, v: &v, out: &out, lse: &lse, dout: &dout, span, kv, heads, scope }.run(&to);
-    });
+    units(spans, heads, mask, scope, |unit, sums| pass.run(&spans[unit.span], unit, sums, &to[0]), &to[1..]);
+    keys.recycle(scope);
+    values.recycle(scope);
     Ok(Gradients {
         dq: matrix(dq, heads.q_columns())?,
         dk: matrix(dk, heads.kv_columns())?,
@@ -57,159 +78,184 @@ pub(crate) fn backward(
     })
 }
 
-/// One key/value head of one sequence.
-struct Task<'a> {
+/// What all units read.
+struct Backward<'a> {
     q: &'a [f32],
     k: &'a [f32],
-    v: &'a [f32],
     out: &'a [f32],
-    lse: &'a [f32],
+    stats: &'a [f32],
     dout: &'a [f32],
-    span: &'a Span,
-    kv: usize,
+    keys: &'a PackedKeys,
+    values: &'a PackedKeys,
     heads: Heads,
+    mask: Mask,
     scope: Scope<'a>,
 }
 
-/// A task's working memory. T is the sequence's length here.
-struct Scratch {
-    /// kᵀ and vᵀ, `[D, T]`.
-    k: Vec<f32>,
-    v: Vec<f32>,
-    /// Sums of dk and dv, `[T, D]`.
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-    /// P and then dS of a block of queries, `[BLOCK, T]`.
-    p: Vec<f32>,
-    ds: Vec<f32>,
-    /// dq of a tile, `[ROWS, D]`.
-    dq: Vec<f32>,
+/// One block of queries of one head, with a unit's working memory.
+struct Block<'s> {
+    span: &'s Span,
+    index: usize,
+    head: usize,
+    queries: Range<usize>,
+    /// Keys that one of the queries sees, in whole vectors.
+    seen: Range<usize>,
+    stride: usize,
+    /// P and then dS, `[BLOCK, stride]`.
+    p: &'s mut [f32],
+    ds: &'s mut [f32],
+    /// dq of a register tile, `[ROWS, D]`.
+    dq: &'s mut [f32],
 }
 
-impl Task<'_> {
-    fn run(&self, [to_dq, to_dk, to_dv]: &[Scatter; 3]) {
-        let Self { heads, kv, span, scope, .. } = *self;
-        let (dim, len, columns) = (heads.head_dim, span.keys.len(), heads.kv_columns());
-        let take = |n: usize| scope.pool.take(n);
-        let mut s = Scratch {
-            k: take(dim * len),
-            v: take(dim * len),
-            dk: take(len * dim),
-            dv: take(len * dim),
-            p: take(BLOCK * len),
-            ds: take(BLOCK * len),
-            dq: take(ROWS * dim),
-        };
-        transpose_head(self.k, columns, kv * dim, &span.keys, &mut s.k);
-        transpose_head(self.v, columns, kv * dim, &span.keys, &mut s.v);
-        s.dk.fill(0.0);
-        s.dv.fill(0.0);
-        for head in kv * heads.group()..(kv + 1) * heads.group() {
-            for first in (0..len).step_by(BLOCK) {
-                let end = (first + BLOCK).min(len);
-                for tile in (first..end).step_by(ROWS) {
-                    let rows = (end - tile).min(ROWS);
-                    self.tile(head, first, tile, rows, end, &mut s, to_dq);
-                }
-                self.add_block(head, first, end, &mut s);
+impl Backward<'_> {
+    /// Adds a unit's gradients of v and k to `sums` (two of `[keys, D]`), and writes its dq.
+    fn run(&self, span: &Span, unit: &Unit, sums: [&mut [f32]; 2], to_dq: &Scatter) {
+        let Self { heads, mask, scope, .. } = *self;
+        let stride = whole_lanes(0..span.keys.len()).end;
+        let mut p = scope.pool.take(BLOCK * stride);
+        let mut ds = scope.pool.take(BLOCK * stride);
+        let mut dq = scope.pool.take(ROWS * heads.head_dim);
+        let [dk, dv] = sums;
+        let mut flops = 0;
+        for head in unit.heads.clone() {
+            for first in unit.queries.clone().step_by(BLOCK) {
+                let queries = first..(first + BLOCK).min(unit.queries.end);
+                let seen = whole_lanes(span.seen(queries.clone(), mask));
+                let (p, ds, dq) = (&mut p[..], &mut ds[..], &mut dq[..]);
+                let mut block = Block { span, index: unit.span, head, queries, seen, stride, p, ds, dq };
+                flops += self.block(&mut block, to_dq);
+                flops += self.add(&block, dk, dv);
             }
         }
-        for (row, token) in span.keys.clone().enumerate() {
-            let at = token * columns + kv * dim;
-            // SAFETY: this task alone owns this (token, key/value head).
-            unsafe {
-                to_dk.write(at, &s.dk[row * dim..][..dim], 1.0);
-                to_dv.write(at, &s.dv[row * dim..][..dim], 1.0);
-            }
-        }
-        for buffer in [s.k, s.v, s.dk, s.dv, s.p, s.ds, s.dq] {
+        scope.flops.add(flops as u64);
+        for buffer in [p, ds, dq] {
             scope.pool.put(buffer);
         }
     }
 
-    /// P, dS and dq of one tile of rows, of the block that goes from `first` to `end`.
-    #[allow(clippy::too_many_arguments)]
-    fn tile(
-        &self,
-        head: usize,
-        first: usize,
-        tile: usize,
-        rows: usize,
-        end: usize,
-        s: &mut Scratch,
-        dq: &Scatter,
-    ) {
-        let Self { heads, span, .. } = *self;
-        let (dim, len, columns) = (heads.head_dim, span.keys.len(), heads.q_columns());
-        let seen = tile + rows;
-        let at = (span.queries.start + tile) * columns + head * dim;
-        let (p, ds) = (&mut s.p[(tile - first) * len..], &mut s.ds[(tile - first) * len..]);
-        let (queries, dout) = (Left::rows(&self.q[at..], columns), Left::rows(&self.dout[at..], columns));
-        let shape = (rows, seen, dim);
-        serial(p, len, shape, queries, Right::Rows { data: &s.k, stride: len }, heads.scale, false);
-        serial(ds, len, shape, dout, Right::Rows { data: &s.v, stride: len }, 1.0, false);
-        for row in 0..rows {
-            let line = at + row * columns;
-            let delta = row_dot(&self.dout[line..line + dim], &self.out[line..line + dim]);
-            let lse = self.lse[(span.queries.start + tile + row) * heads.heads + head];
-            let (visible, all) = (tile + row + 1, row * len..row * len + end);
-            let (p, ds) = (&mut p[all.clone()], &mut ds[all]);
-            probabilities(&mut p[..visible], &mut ds[..visible], lse, delta, heads.scale);
-            p[visible..].fill(0.0);
-            ds[visible..].fill(0.0);
+    /// P, dS and dq of a block; returns the operations.
+    fn block(&self, block: &mut Block, to_dq: &Scatter) -> usize {
+        let (dim, columns) = (self.heads.head_dim, self.heads.q_columns());
+        self.scores(block);
+        let mut flops = 0;
+        for first in block.queries.clone().step_by(ROWS) {
+            let rows = first..(first + ROWS).min(block.queries.end);
+            let seen = whole_lanes(block.span.seen(rows.clone(), self.mask));
+            let corner = (first - block.queries.start) * block.stride;
+            let (p, ds) = (&mut block.p[corner..], &mut block.ds[corner..]);
+            let stats: [RowStats; ROWS] =
+                std::array::from_fn(|i| self.row(block.span, block.head, first + i));
+            let softcap = self.mask.softcap;
+            probabilities(p, ds, block.stride, &stats[..rows.len()], &block.seen, self.heads.scale, softcap);
+            let keys = seen.start..seen.end.min(block.span.keys.len());
+            let left = Left::rows(&ds[seen.start..], block.stride);
+            let kv = block.head / self.heads.group();
+            let at = (block.span.keys.start + keys.start) * self.heads.kv_columns() + kv * dim;
+            let right = Right::Rows { data: &self.k[at..], stride: self.heads.kv_columns() };
+            serial(block.dq, dim, (rows.len(), dim, keys.len()), left, right, 1.0, false);
+            for (row, line) in rows.clone().zip(block.dq.chunks_exact(dim)) {
+                let at = (block.span.queries.start + row) * columns + block.head * dim;
+                // SAFETY: this unit alone owns this (token, head).
+                unsafe { to_dq.write(at, line, 1.0) };
+            }
+            flops += 6 * rows.len() * keys.len() * dim;
         }
-        let keys = &self.k[span.keys.start * heads.kv_columns() + self.kv * dim..];
-        let keys = Right::Rows { data: keys, stride: heads.kv_columns() };
-        serial(&mut s.dq, dim, (rows, dim, seen), Left::rows(ds, len), keys, 1.0, false);
-        self.scope.flops.product(rows, seen, 3 * dim);
-        for row in 0..rows {
-            // SAFETY: this task alone owns this (token, head).
-            unsafe { dq.write(at + row * columns, &s.dq[row * dim..][..dim], 1.0) };
+        flops
+    }
+
+    /// Scores and dP of a block, of each row at least those that it sees.
+    fn scores(&self, block: &mut Block) {
+        let (dim, columns, kv) =
+            (self.heads.head_dim, self.heads.q_columns(), block.head / self.heads.group());
+        for panel in block.seen.start / PANEL..block.seen.end.div_ceil(PANEL) {
+            let keys = self.keys.panel(block.index, kv, panel);
+            let values = self.values.panel(block.index, kv, panel);
+            for first in block.queries.clone().step_by(ROWS) {
+                let rows = first..(first + ROWS).min(block.queries.end);
+                let seen = whole_lanes(block.span.seen(rows.clone(), self.mask));
+                let (from, end) = (seen.start.max(panel * PANEL), seen.end.min((panel + 1) * PANEL));
+                if from >= end {
+                    continue;
+                }
+                let at = (block.span.queries.start + first) * columns + block.head * dim;
+                let corner = (first - block.queries.start) * block.stride + from;
+                let shape = (rows.len(), end - from, dim);
+                let (k, v) = (&keys[from - panel * PANEL..], &values[from - panel * PANEL..]);
+                let (q, dout) = (Left::rows(&self.q[at..], columns), Left::rows(&self.dout[at..], columns));
+                let k = Right::Rows { data: k, stride: PANEL };
+                let v = Right::Rows { data: v, stride: PANEL };
+                serial(&mut block.p[corner..], block.stride, shape, q, k, self.heads.scale, false);
+                serial(&mut block.ds[corner..], block.stride, shape, dout, v, 1.0, false);
+            }
         }
     }
 
-    /// Adds a block of queries to dk and dv: all of them for earlier keys, only the later ones within the block.
-    fn add_block(&self, head: usize, first: usize, end: usize, s: &mut Scratch) {
-        let (heads, len, dim) = (self.heads, self.span.keys.len(), self.heads.head_dim);
-        let columns = heads.q_columns();
-        let mut add = |keys: std::ops::Range<usize>, from: usize| {
-            let at = (self.span.queries.start + from) * columns + head * dim;
-            let shape = (keys.len(), dim, end - from);
-            let corner = (from - first) * len + keys.start;
-            let place = keys.start * dim..keys.end * dim;
-            let dout = Right::Rows { data: &self.dout[at..], stride: columns };
-            serial(
-                &mut s.dv[place.clone()],
-                dim,
-                shape,
-                Left::transposed(&s.p[corner..], len),
-                dout,
-                1.0,
-                true,
-            );
-            let queries = Right::Rows { data: &self.q[at..], stride: columns };
-            serial(&mut s.dk[place], dim, shape, Left::transposed(&s.ds[corner..], len), queries, 1.0, true);
-            self.scope.flops.product(keys.len(), end - from, 2 * dim);
-        };
-        add(0..first, first);
-        for key in (first..end).step_by(ROWS) {
-            add(key..(key + ROWS).min(end), key);
+    /// What is known of one query's row; nothing behind the last query.
+    fn row(&self, span: &Span, head: usize, query: usize) -> RowStats {
+        if query >= span.queries.len() {
+            return RowStats::default();
         }
+        let (heads, token) = (self.heads, span.queries.start + query);
+        let line = token * heads.q_columns() + head * heads.head_dim;
+        let line = line..line + heads.head_dim;
+        let at = 2 * (token * heads.heads + head);
+        RowStats {
+            visible: span.visible(query, self.mask),
+            max: self.stats[at],
+            inverse: self.stats[at + 1],
+            delta: row_dot(&self.dout[line.clone()], &self.out[line]),
+        }
+    }
+
+    /// Adds a block to dk and dv: all of its queries for keys that all of them see, and fewer for those at the edges.
+    fn add(&self, block: &Block, dk: &mut [f32], dv: &mut [f32]) -> usize {
+        let (span, queries) = (block.span, &block.queries);
+        let seen = span.seen(queries.clone(), self.mask);
+        let by_all =
+            span.visible(queries.end - 1, self.mask).start..span.visible(queries.start, self.mask).end;
+        let by_all = if by_all.is_empty() { seen.start..seen.start } else { by_all };
+        let mut flops = 0;
+        if !by_all.is_empty() {
+            flops += self.add_keys(block, by_all.clone(), queries.clone(), dk, dv);
+        }
+        for edge in [seen.start..by_all.start, by_all.end..seen.end] {
+            for key in edge.clone().step_by(ROWS) {
+                let keys = key..(key + ROWS).min(edge.end);
+                let seeing = span.seeing(keys.clone(), self.mask);
+                let seeing = seeing.start.max(queries.start)..seeing.end.min(queries.end);
+                flops += self.add_keys(block, keys, seeing, dk, dv);
+            }
+        }
+        flops
+    }
+
+    /// Adds some queries of a block to dk and dv of some keys; returns the operations.
+    fn add_keys(
+        &self,
+        block: &Block,
+        keys: Range<usize>,
+        queries: Range<usize>,
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) -> usize {
+        let (dim, columns) = (self.heads.head_dim, self.heads.q_columns());
+        let at = (block.span.queries.start + queries.start) * columns + block.head * dim;
+        let shape = (keys.len(), dim, queries.len());
+        let corner = (queries.start - block.queries.start) * block.stride + keys.start;
+        let place = keys.start * dim..keys.end * dim;
+        let p = Left::transposed(&block.p[corner..], block.stride);
+        let ds = Left::transposed(&block.ds[corner..], block.stride);
+        let dout = Right::Rows { data: &self.dout[at..], stride: columns };
+        let q = Right::Rows { data: &self.q[at..], stride: columns };
+        serial(&mut dv[place.clone()], dim, shape, p, dout, 1.0, true);
+        serial(&mut dk[place], dim, shape, ds, q, 1.0, true);
+        4 * keys.len() * queries.len() * dim
     }
 }
 
 vectorized! {
     fn row_dot(a: &[f32], b: &[f32]) -> f32 {
         dot(a, b)
-    }
-}
-
-vectorized! {
-    /// Scores become probabilities and dP becomes dS, for one row.
-    fn probabilities(p: &mut [f32], ds: &mut [f32], lse: f32, delta: f32, scale: f32) {
-        for (p, ds) in p.iter_mut().zip(ds) {
-            *p = exp(*p - lse);
-            *ds = *p * (*ds - delta) * scale;
-        }
     }
 }

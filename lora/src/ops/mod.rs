@@ -6,9 +6,16 @@
 //! Every operation has a CPU body, rows split between threads; a tensor on another device is an error that names the
 //! operation. Nothing is summed in an order that depends on the number of threads.
 
+pub(crate) mod activation;
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod attention_backward;
+pub(crate) mod attention_keys;
+pub(crate) mod attention_mask;
+pub(crate) mod attention_rows;
+#[cfg(test)]
+mod attention_tests;
+pub(crate) mod attention_units;
 pub(crate) mod bf16;
 pub(crate) mod cross_entropy;
 pub(crate) mod embedding;
@@ -20,10 +27,11 @@ pub(crate) mod pool;
 pub(crate) mod product;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod rope_frequencies;
 pub(crate) mod scatter;
 pub(crate) mod simd;
 pub(crate) mod softcap;
-pub(crate) mod swiglu;
+pub(crate) mod special;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod transpose;

@@ -1,21 +1,11 @@
 //! The norm of a family, as data: one call for [`rms_norm`], its `1 + w` variant and [`layer_norm`].
 
 use candle_core::Tensor;
+use lorafleet_spec::base::NormKind;
 
 use super::layer_norm::{self, Affine, AffineGradients};
 use super::rms_norm::{self, Weight};
 use super::{OpError, Scope};
-
-/// A norm's formula.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NormKind {
-    /// `w · x / rms(x)`.
-    Rms,
-    /// `(1 + w) · x / rms(x)`: Gemma's.
-    RmsPlusOne,
-    /// `w · (x - mean) / std + b`.
-    Layer,
-}
 
 /// One norm with its weight `[H]` and, for [`NormKind::Layer`] only, its bias `[H]`.
 ///

@@ -147,21 +147,6 @@ pub(crate) fn exp(x: f32) -> f32 {
     if clamped < LOW { 0.0 } else { y * scale }
 }
 
-/// `tanh(x)` within a few units in the last place: a polynomial near 0 (Cephes, tanhf), `1 - 2 / (e²ˣ + 1)` elsewhere.
-#[inline(always)]
-#[allow(clippy::excessive_precision)]
-pub(crate) fn tanh(x: f32) -> f32 {
-    let (a, square) = (x.abs(), x * x);
-    let mut p = -5.704_988_727_45e-3;
-    p = p * square + 2.063_908_879_54e-2;
-    p = p * square - 5.373_971_422_92e-2;
-    p = p * square + 1.333_144_187_17e-1;
-    p = p * square - 3.333_328_194_22e-1;
-    let near = p * square * x + x;
-    let far = (1.0 - 2.0 / (exp(2.0 * a) + 1.0)).copysign(x);
-    if a < 0.625 { near } else { far }
-}
-
 /// `1 / (1 + e⁻ˣ)`.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
@@ -187,21 +172,6 @@ mod tests {
             x += 1.713e-4;
         }
         assert!(worst <= 2.0, "{worst} ulps");
-    }
-
-    #[test]
-    fn tanh_is_within_four_ulps() {
-        let mut worst = 0f64;
-        let mut x = -12f32;
-        while x < 12.0 {
-            if x.abs() > 1e-3 {
-                worst = worst.max(ulps(tanh(x).abs(), f64::from(x).tanh().abs()));
-            }
-            x += 3.17e-5;
-        }
-        assert!(worst <= 4.0, "{worst} ulps");
-        assert!(tanh(f32::NAN).is_nan());
-        assert_eq!((tanh(1e30), tanh(-1e30), tanh(0.0)), (1.0, -1.0, 0.0));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::TASK;
-use super::simd::{tanh, vectorized};
+use super::simd::vectorized;
+use super::special::tanh;
 
 /// Forward, in place.
 pub(crate) fn forward(x: &mut [f32], cap: f32) {

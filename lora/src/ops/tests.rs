@@ -3,14 +3,11 @@
 use candle_core::Tensor;
 use lorafleet_spec::job::Precision;
 
-use super::attention::{self, Heads, Span};
-use super::attention_backward::{self, Saved};
 use super::kernel::{Carry, Kernel, Out, Panel, Term};
 use super::pool::Pool;
 use super::product::{Left, Product, Right, run, serial};
-use super::rope::{RopeTable, Turn, rotate};
 use super::weights::Weights;
-use super::{Scope, cross_entropy, matrix, swiglu, view};
+use super::{Scope, cross_entropy, view};
 use crate::flops::FlopCounter;
 
 /// Deterministic values in ±1.
@@ -186,39 +183,6 @@ fn every_kernel_computes_the_same() {
 }
 
 #[test]
-fn swiglu_gradient() {
-    let (t, m) = (200, 90);
-    let (gate, up, dy) = (noise(t * m, 12), noise(t * m, 13), noise(t * m, 14));
-    let gate: Vec<f32> = gate.iter().map(|g| 4.0 * g).collect();
-    let tensor = |x: &[f32]| matrix(x.to_vec(), m).unwrap();
-    let forward = |gate: &[f32], up: &[f32]| {
-        scoped(|s| values(&swiglu::forward(&tensor(gate), &tensor(up), s).unwrap()))
-    };
-    let act = same_on_threads(|| forward(&gate, &up));
-    same_on_threads(|| values(&swiglu::backward(tensor(&gate), tensor(&up), tensor(&dy)).unwrap().dgate));
-    let back = swiglu::backward(tensor(&gate), tensor(&up), tensor(&dy)).unwrap();
-    assert_eq!(values(&back.act), act, "the recomputed result has the same bits");
-    check_gradient("gate", &gate, &values(&back.dgate), |gate| weigh(&forward(gate, &up), &dy));
-    check_gradient("up", &up, &values(&back.dup), |up| weigh(&forward(&gate, up), &dy));
-}
-
-#[test]
-fn rope_turns_and_turns_back() {
-    let (t, heads, dim) = (50, 3, 8);
-    let positions: Vec<u32> = (0..t as u32).map(|i| i % 20).collect();
-    let table = RopeTable::new(&[1.0, 0.3, 0.1, 0.03], 20);
-    let x = noise(t * heads * dim, 15);
-    let turn = |x: &[f32], turn| {
-        values(&rotate(matrix(x.to_vec(), heads * dim).unwrap(), &positions, &table, turn).unwrap())
-    };
-    let turned = same_on_threads(|| turn(&x, Turn::Forward));
-    assert_eq!(turned[..heads * dim], x[..heads * dim], "position 0 stays");
-    let (a, b) = (x[heads * dim], x[heads * dim + dim / 2]);
-    assert!((turned[heads * dim] - (a * 1f32.cos() - b * 1f32.sin())).abs() < 1e-6);
-    close(&turn(&turned, Turn::Back), &x, 1e-5);
-}
-
-#[test]
 fn cross_entropy_gradient() {
     let (rows, vocabulary) = (33, 131);
     let logits: Vec<f32> = noise(rows * vocabulary, 16).iter().map(|x| 5.0 * x).collect();
@@ -235,84 +199,6 @@ fn cross_entropy_gradient() {
     let mut broken = logits[..vocabulary].to_vec();
     broken[77] = f32::NAN;
     assert!(cross_entropy::forward(&broken, vocabulary, &[0]).is_nan(), "NaN reaches the loss");
-}
-
-const HEADS: Heads = Heads { heads: 6, kv_heads: 2, head_dim: 10, scale: 0.4 };
-
-fn spans(lengths: &[usize]) -> Vec<Span> {
-    let mut at = 0;
-    let span = |&n: &usize| {
-        at += n;
-        Span { queries: at - n..at, keys: at - n..at }
-    };
-    lengths.iter().map(span).collect()
-}
-
-/// Attention by the definition, in f64.
-fn plain_attention(q: &[f32], k: &[f32], v: &[f32], spans: &[Span]) -> Vec<f32> {
-    let (d, qc, kc) = (HEADS.head_dim, HEADS.q_columns(), HEADS.kv_columns());
-    let mut out = vec![0.0; q.len()];
-    for span in spans {
-        for (i, token) in span.queries.clone().enumerate() {
-            for head in 0..HEADS.heads {
-                let kv = head / HEADS.group() * d;
-                let keys = span.keys.start..span.keys.start + span.visible(i);
-                let score = |key: usize| {
-                    let dot = (0..d)
-                        .map(|x| f64::from(q[token * qc + head * d + x]) * f64::from(k[key * kc + kv + x]));
-                    (dot.sum::<f64>() * f64::from(HEADS.scale)).exp()
-                };
-                let sum: f64 = keys.clone().map(score).sum();
-                for x in 0..d {
-                    let value: f64 =
-                        keys.clone().map(|key| score(key) * f64::from(v[key * kc + kv + x])).sum();
-                    out[token * qc + head * d + x] = (value / sum) as f32;
-                }
-            }
-        }
-    }
-    out
-}
-
-#[test]
-fn attention_gradient() {
-    let spans = spans(&[1, 53, 7, 30]);
-    let tokens = 91;
-    let (q, k, v) = (noise(tokens * 60, 17), noise(tokens * 20, 18), noise(tokens * 20, 19));
-    let dy = noise(tokens * 60, 20);
-    let tensor = |x: &[f32], columns| matrix(x.to_vec(), columns).unwrap();
-    let forward = |q: &[f32], k: &[f32], v: &[f32]| {
-        let (q, k, v) = (tensor(q, 60), tensor(k, 20), tensor(v, 20));
-        scoped(|scope| values(&attention::forward(&q, &k, &v, &spans, HEADS, scope).unwrap().0))
-    };
-    let out = same_on_threads(|| forward(&q, &k, &v));
-    close(&out, &plain_attention(&q, &k, &v, &spans), 1e-5);
-    let all = same_on_threads(|| {
-        scoped(|scope| {
-            let (q, k, v) = (tensor(&q, 60), tensor(&k, 20), tensor(&v, 20));
-            let (out, lse) = attention::forward(&q, &k, &v, &spans, HEADS, scope).unwrap();
-            let saved = Saved { q: &q, k: &k, v: &v, out: &out, lse: &lse };
-            let g = attention_backward::backward(&saved, &tensor(&dy, 60), &spans, HEADS, scope).unwrap();
-            [values(&g.dq), values(&g.dk), values(&g.dv)].concat()
-        })
-    });
-    let (dq, rest) = all.split_at(tokens * 60);
-    let (dk, dv) = rest.split_at(tokens * 20);
-    check_gradient("q", &q, dq, |q| weigh(&plain_attention(q, &k, &v, &spans), &dy));
-    check_gradient("k", &k, dk, |k| weigh(&plain_attention(&q, k, &v, &spans), &dy));
-    check_gradient("v", &v, dv, |v| weigh(&plain_attention(&q, &k, v, &spans), &dy));
-}
-
-#[test]
-fn attention_with_earlier_keys() {
-    let span = [Span { queries: 0..3, keys: 0..20 }];
-    let (q, k, v) = (noise(3 * 60, 21), noise(20 * 20, 22), noise(20 * 20, 23));
-    let tensor = |x: &[f32], columns| matrix(x.to_vec(), columns).unwrap();
-    let got = scoped(|scope| {
-        let (q, k, v) = (tensor(&q, 60), tensor(&k, 20), tensor(&v, 20));
-        values(&attention::forward(&q, &k, &v, &span, HEADS, scope).unwrap().0)
-    });
-    close(&got, &plain_attention(&q, &k, &v, &span), 1e-5);
 }
 
 #[test]
