@@ -39,6 +39,7 @@ pub(crate) struct Mask {
     pub softcap: Option<f32>,
 }
 
+#[cfg(test)]
 impl Mask {
     /// Every earlier key and its own.
     pub const CAUSAL: Self = Self { causal: true, window: None, softcap: None };
