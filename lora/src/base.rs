@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lorafleet_spec::base::{BaseShape, Head};
+use lorafleet_spec::job::Precision;
 
 use crate::model::{ModelError, Transformer};
 
@@ -22,30 +23,36 @@ pub enum BaseError {
 pub struct Base {
     shape: BaseShape,
     model: Transformer,
+    precision: Precision,
 }
 
 impl Base {
-    /// Loads a Hugging Face folder as a language model: `config.json` and one or several safetensors files.
+    /// Loads a Hugging Face folder as a language model in f32: `config.json` and one or several safetensors files.
     ///
     /// # Errors
     /// When a file is missing or damaged, or the architecture is not known.
     pub fn load(dir: &Path) -> Result<Self, BaseError> {
-        Self::load_as(dir, Head::LanguageModel)
+        Self::load_as(dir, Head::LanguageModel, Precision::F32)
     }
 
-    /// The same with the head that the task wants.
+    /// The same with the head that the task wants, its linear layers held and multiplied in that precision.
     ///
     /// # Errors
     /// As [`Base::load`].
-    pub fn load_as(dir: &Path, head: Head) -> Result<Self, BaseError> {
+    pub fn load_as(dir: &Path, head: Head, precision: Precision) -> Result<Self, BaseError> {
         let shape = BaseShape::read(dir, head)?;
-        let model = Transformer::load(dir, &shape)?;
-        Ok(Self { shape, model })
+        let model = Transformer::load(dir, &shape, precision)?;
+        Ok(Self { shape, model, precision })
     }
 
     /// Its layers and their sizes.
     pub fn shape(&self) -> &BaseShape {
         &self.shape
+    }
+
+    /// In what numbers its linear layers are held and multiplied.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The model.

@@ -7,7 +7,11 @@ use std::{
 };
 
 use lorafleet_lora::base::{Base, BaseError};
-use lorafleet_spec::data::{Tokenizer, TokenizerError};
+use lorafleet_spec::{
+    base::Head,
+    data::{Tokenizer, TokenizerError},
+    job::Precision,
+};
 use lorafleet_store::{Digest, Hasher, Store, StoreError, download_base, layout};
 
 /// A base in memory, with its tokenizer; shared by every job that trains on it, never written.
@@ -52,13 +56,19 @@ impl Cache {
         Ok(Self { dir: dir.to_path_buf(), last: Mutex::default() })
     }
 
-    /// The base: from memory, or loaded from its files, or fetched first. The one before is dropped from memory, unless
+    /// The base in that precision: from memory, or loaded from its files, or fetched first. The one before is dropped from memory, unless
     /// a job still holds it.
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn base(&self, store: &Store, digest: &Digest) -> Result<LoadedBase, LoadError> {
-        let kept = self.last().clone().filter(|loaded| loaded.digest == *digest);
+    pub async fn base(
+        &self,
+        store: &Store,
+        digest: &Digest,
+        precision: Precision,
+    ) -> Result<LoadedBase, LoadError> {
+        let same = |loaded: &LoadedBase| loaded.digest == *digest && loaded.base.precision() == precision;
+        let kept = self.last().clone().filter(same);
         if let Some(loaded) = kept {
             metrics::counter!(crate::telemetry::BASE_HITS).increment(1);
             return Ok(loaded);
@@ -69,7 +79,7 @@ impl Cache {
         *self.last() = None;
         let loaded = LoadedBase {
             digest: *digest,
-            base: Arc::new(Base::load(&dir)?),
+            base: Arc::new(Base::load_as(&dir, Head::LanguageModel, precision)?),
             tokenizer: Arc::new(Tokenizer::load(&dir)?),
         };
         *self.last() = Some(loaded.clone());

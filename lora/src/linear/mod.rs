@@ -55,7 +55,13 @@ pub(crate) struct FrozenLinear {
 
 impl FrozenLinear {
     /// A layer of a row-major weight `[out, in]` and an optional bias of length `out`.
-    pub fn new(name: String, weight: &[f32], out_features: usize, bias: Option<Vec<f32>>) -> Self {
+    pub fn new(
+        name: String,
+        weight: &[f32],
+        out_features: usize,
+        bias: Option<Vec<f32>>,
+        precision: Precision,
+    ) -> Self {
         let in_features = weight.len() / out_features.max(1);
         Self {
             weight_name: format!("{name}.weight"),
@@ -63,13 +69,19 @@ impl FrozenLinear {
             in_features,
             out_features,
             conv1d: false,
-            weight: Weights::new(weight, out_features, in_features, Precision::F32),
+            weight: Weights::new(weight, out_features, in_features, precision),
             bias,
         }
     }
 
     /// A layer of a row-major weight `[in, out]`, as gpt2 stores it.
-    pub fn conv1d(name: String, weight: &[f32], out_features: usize, bias: Option<Vec<f32>>) -> Self {
+    pub fn conv1d(
+        name: String,
+        weight: &[f32],
+        out_features: usize,
+        bias: Option<Vec<f32>>,
+        precision: Precision,
+    ) -> Self {
         let in_features = weight.len() / out_features.max(1);
         Self {
             weight_name: format!("{name}.weight"),
@@ -77,7 +89,7 @@ impl FrozenLinear {
             in_features,
             out_features,
             conv1d: true,
-            weight: Weights::transposed(weight, out_features, in_features, Precision::F32),
+            weight: Weights::transposed(weight, out_features, in_features, precision),
             bias,
         }
     }

@@ -73,9 +73,9 @@ fn fixture(case: Case) -> Fixture {
     let layer = |i: usize| {
         let bias = (i == 0).then(|| bias.clone());
         if case.conv1d {
-            FrozenLinear::conv1d(i.to_string(), &transposed(&weights[i], IN), OUT[i], bias)
+            FrozenLinear::conv1d(i.to_string(), &transposed(&weights[i], IN), OUT[i], bias, Precision::F32)
         } else {
-            FrozenLinear::new(i.to_string(), &weights[i], OUT[i], bias)
+            FrozenLinear::new(i.to_string(), &weights[i], OUT[i], bias, Precision::F32)
         }
     };
     let layers = [layer(0), layer(1), layer(2)];

@@ -7,6 +7,7 @@ use lorafleet_spec::BaseShape;
 use lorafleet_spec::base::{
     EmbeddingRole, HeadShape, LinearModule, NormKind, NormRole, Placement, Positions, Role,
 };
+use lorafleet_spec::job::Precision;
 
 use super::ModelError;
 use super::attention_part::AttentionPart;
@@ -22,9 +23,9 @@ use super::transformer::{Head, Known, Parts};
 use super::weights::Weights;
 use crate::linear::FrozenLinear;
 
-/// Reads the weights of a base of that shape from its folder.
-pub(super) fn load(dir: &Path, shape: &BaseShape) -> Result<Parts, ModelError> {
-    let loader = Loader { shape, weights: Weights::open(dir, shape)? };
+/// Reads the weights of a base of that shape from its folder; those of linear layers are held in that precision.
+pub(super) fn load(dir: &Path, shape: &BaseShape, precision: Precision) -> Result<Parts, ModelError> {
+    let loader = Loader { shape, weights: Weights::open(dir, shape)?, precision };
     let embed = loader.embed()?;
     let parameters = Parameters { linears: loader.linears(&embed)?, norms: loader.norms()? };
     let blocks = (0..shape.layers).map(|layer| loader.block(layer)).collect::<Result<_, _>>()?;
@@ -34,6 +35,7 @@ pub(super) fn load(dir: &Path, shape: &BaseShape) -> Result<Parts, ModelError> {
 struct Loader<'a> {
     shape: &'a BaseShape,
     weights: Weights<'a>,
+    precision: Precision,
 }
 
 impl Loader<'_> {
@@ -49,13 +51,12 @@ impl Loader<'_> {
             let TokenTable::Rows(rows) = &embed.tokens else {
                 return Err(ModelError::Tensor { name, message: "is tied to itself".to_owned() });
             };
-            return Ok(
-                FrozenLinear::new(name, rows, outputs, bias).tied_to(&format!("{}.weight", embed.name))
-            );
+            return Ok(FrozenLinear::new(name, rows, outputs, bias, self.precision)
+                .tied_to(&format!("{}.weight", embed.name)));
         }
         let weight = self.weights.read(&format!("{}.weight", module.name))?;
         let new = if module.conv1d { FrozenLinear::conv1d } else { FrozenLinear::new };
-        Ok(new(name, &weight, outputs, bias))
+        Ok(new(name, &weight, outputs, bias, self.precision))
     }
 
     /// Every norm, in the order of the modules.

@@ -6,6 +6,7 @@ mod gradients;
 
 use lorafleet_spec::BaseShape;
 use lorafleet_spec::base::{Head, Role};
+use lorafleet_spec::job::Precision;
 use std::path::{Path, PathBuf};
 
 use super::{LossSum, PackedBatch, Transformer};
@@ -22,7 +23,7 @@ fn small_base() -> &'static Path {
 
 fn load(dir: &Path) -> (Transformer, BaseShape) {
     let shape = BaseShape::read(dir, Head::LanguageModel).unwrap();
-    (Transformer::load(dir, &shape).unwrap(), shape)
+    (Transformer::load(dir, &shape, Precision::F32).unwrap(), shape)
 }
 
 /// Adapts every layer with one of the roles, within a layer range.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use lorafleet_spec::BaseShape;
 use lorafleet_spec::base::{HeadToken, Positions};
+use lorafleet_spec::job::Precision;
 
 use super::batch::Labels;
 use super::block::{Block, Depth, Saved};
@@ -109,17 +110,17 @@ enum Kept {
 }
 
 impl Transformer {
-    /// Loads the weights of a base of that shape from its folder.
+    /// Loads the weights of a base of that shape from its folder; those of linear layers are held in that precision.
     ///
     /// # Errors
     /// A file cannot be opened, or was truncated since its shape was read.
-    pub fn load(dir: &Path, shape: &BaseShape) -> Result<Self, ModelError> {
+    pub fn load(dir: &Path, shape: &BaseShape, precision: Precision) -> Result<Self, ModelError> {
         let ropes = match &shape.positions {
             Positions::Rope(ropes) => ropes.clone(),
             Positions::Learned { .. } => Vec::new(),
         };
         Ok(Self {
-            parts: load::load(dir, shape)?,
+            parts: load::load(dir, shape, precision)?,
             heads: Heads {
                 heads: shape.heads,
                 kv_heads: shape.kv_heads,

@@ -1,5 +1,7 @@
 //! Why training cannot go on, and what to do about it.
 
+use lorafleet_spec::job::Precision;
+
 use crate::adapter::{AdapterError, CONFIG_FILE};
 use crate::model::ModelError;
 
@@ -15,6 +17,14 @@ pub enum TrainError {
     /// The checkpoint is of another adapter.
     #[error("the checkpoint's {CONFIG_FILE} describes another adapter than the job: start the job anew")]
     OtherAdapter,
+    /// The base was loaded for another job.
+    #[error("the base is held in {base:?}, but the job's train.precision is {job:?}: load it for the job")]
+    Precision {
+        /// Precision of the base.
+        base: Precision,
+        /// Precision that the job wants.
+        job: Precision,
+    },
     /// The loss left the range of numbers.
     #[error(
         "step {step}: the loss is {loss}; training diverged. Lower train.lr, lengthen train.warmup or set train.clip"

@@ -58,13 +58,16 @@ impl Trainer {
     /// reduced buffer the caller wants for itself.
     ///
     /// # Errors
-    /// When the job's adapter does not fit the base.
+    /// When the job's adapter does not fit the base, or the base is held in another precision.
     pub fn new(
         base: Arc<Base>,
         job: &Job,
         total_steps: u64,
         control_words: usize,
     ) -> Result<Self, TrainError> {
+        if base.precision() != job.train.precision {
+            return Err(TrainError::Precision { base: base.precision(), job: job.train.precision });
+        }
         let base_model = Some(job.base.source.clone()).filter(|source| !source.is_empty());
         let config = AdapterConfig { base_model, adapter: job.adapter.clone() };
         let layout = Arc::new(config.layout(base.shape())?);

@@ -105,7 +105,7 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
 
 fn load_base(run: &Run, job: &Job) -> Result<LoadedBase, End> {
     let digest = digest(&job.base, "base")?;
-    let loaded = run.block_on(run.workshop.cache.base(&run.store, &digest));
+    let loaded = run.block_on(run.workshop.cache.base(&run.store, &digest, job.train.precision));
     let loaded = loaded.map_err(|error| match error {
         LoadError::Store(error) => missing("the base", &error),
         error => End::Failed(format!("the base {:?}: {error}", job.base.source)),

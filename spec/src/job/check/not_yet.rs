@@ -25,7 +25,6 @@ impl Check {
             (!adapter.layers_pattern.is_empty(), "adapter.layers_pattern"),
             (!adapter.modules_to_save.is_empty(), "adapter.modules_to_save"),
             (adapter.start.is_some(), "adapter.start"),
-            (train.precision > pb::Precision::F32 as i32, "train.precision"),
             (train.recompute, "train.recompute"),
             (eval.patience > 0, "eval.patience"),
             (checkpoint.best, "checkpoint.best"),
