@@ -8,17 +8,34 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use clap::Parser;
-use lorafleet_lora::{Base, EvalSums, Trainer};
+use clap::{Parser, ValueEnum};
+use lorafleet_lora::{Base, EvalSums, Trainer, product_rate};
+use lorafleet_spec::base::Head;
 use lorafleet_spec::data::{Dataset, Example, Tokenizer};
 use lorafleet_spec::digest::sha256_hex;
-use lorafleet_spec::job::{Job, fill_defaults, parse_yaml};
+use lorafleet_spec::job::{Job, Precision, fill_defaults, parse_yaml};
 use lorafleet_spec::sampler::{Sampler, cut};
 use serde_json::{Value, json};
 
-/// Train a LoRA on chats and print what it took as JSON.
+/// Numbers of the base's products.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Dtype {
+    F32,
+    Bf16,
+}
+
+impl Dtype {
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Fine-tune on chats and print what it took as JSON.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the base.
@@ -30,6 +47,15 @@ struct Args {
     /// Chats to evaluate on, before and after.
     #[arg(long)]
     eval: Option<PathBuf>,
+    /// Numbers of the base's products.
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
+    /// Train every weight instead of an adapter.
+    #[arg(long)]
+    full: bool,
+    /// Also measure what the machine's products reach for the model's own shapes.
+    #[arg(long)]
+    product_rate: bool,
     #[arg(long, default_value_t = 16)]
     rank: u32,
     #[arg(long, default_value_t = 32.0)]
@@ -79,6 +105,8 @@ struct Data {
 struct Run {
     losses: Vec<f64>,
     seconds: Vec<f64>,
+    /// Those of them without the optimizer.
+    compute: Vec<f64>,
     tokens: Vec<u64>,
     flops: u64,
     trainable: usize,
@@ -97,7 +125,11 @@ fn main() -> Result<(), Failure> {
 }
 
 fn measure(args: &Args) -> Result<Value, Failure> {
-    let base = Arc::new(Base::load(&args.base)?);
+    let precision = match args.dtype {
+        Dtype::F32 => Precision::F32,
+        Dtype::Bf16 => Precision::Bf16,
+    };
+    let base = Arc::new(Base::load_as(&args.base, Head::LanguageModel, precision)?);
     let data = read(args, &base)?;
     let runs =
         (0..args.seeds.max(1)).map(|seed| run(args, &base, &data, seed)).collect::<Result<Vec<_>, _>>()?;
@@ -105,22 +137,33 @@ fn measure(args: &Args) -> Result<Value, Failure> {
     let half = first.seconds.len() / 2;
     let (seconds, tokens): (f64, u64) =
         (first.seconds[half..].iter().sum(), first.tokens[half..].iter().sum());
+    let (compute, steps) = (first.compute[half..].iter().sum::<f64>(), (first.seconds.len() - half) as f64);
+    let flops_per_token = first.flops as f64 / first.tokens.iter().sum::<u64>().max(1) as f64;
+    // Before the products are measured on their own.
+    let peak_bytes = peak_bytes();
+    let rows =
+        first.tokens.iter().max().map_or(1, |&tokens| tokens as usize / args.micro_batches.max(1) as usize);
+    let rate = args.product_rate.then(|| product_rate(base.model(), rows.max(1), Duration::from_secs(3)));
     let tail = &first.losses[first.losses.len().saturating_sub(10)..];
     let evals: Vec<f64> = runs.iter().filter_map(|run| run.eval_after).collect();
     Ok(json!({
         "system": "lorafleet",
         "device": "cpu",
-        "dtype": "f32",
+        "dtype": args.dtype.name(),
+        "full": args.full,
         "threads": rayon::current_num_threads(),
         "trainable": first.trainable,
         "total": base.shape().parameters() + first.trainable as u64,
         "tokens_per_s": tokens as f64 / seconds,
-        "step_ms": 1e3 * seconds / (first.seconds.len() - half) as f64,
+        "step_ms": 1e3 * seconds / steps,
+        "compute_ms": 1e3 * compute / steps,
+        "compute_flops_per_s": flops_per_token * tokens as f64 / compute,
+        "product_flops_per_s": rate,
         "train_s": first.seconds.iter().sum::<f64>(),
         "first_loss": first.losses.first(),
         "last_loss": tail.iter().sum::<f64>() / tail.len().max(1) as f64,
-        "peak_bytes": peak_bytes(),
-        "flops_per_token": first.flops as f64 / first.tokens.iter().sum::<u64>().max(1) as f64,
+        "peak_bytes": peak_bytes,
+        "flops_per_token": flops_per_token,
         "eval_loss_before": first.eval_before,
         "eval_loss": (!evals.is_empty()).then(|| evals.iter().sum::<f64>() / evals.len() as f64),
         "eval_losses": evals,
@@ -156,10 +199,16 @@ fn job(args: &Args, seed: u64) -> Result<Job, Failure> {
         weight_decay,
         ..
     } = args;
+    let dtype = args.dtype.name();
+    let adapter = if args.full {
+        "{method: full}".to_owned()
+    } else {
+        format!("{{rank: {rank}, alpha: {alpha}, targets: [{targets}]}}")
+    };
     let yaml = format!(
-        "base: .\ndata: {{train: .}}\nadapter: {{rank: {rank}, alpha: {alpha}, targets: [{targets}]}}\nworkers: {{max: 1}}\n\
+        "base: .\ndata: {{train: .}}\nadapter: {adapter}\nworkers: {{max: 1}}\n\
          train: {{steps: {steps}, global_batch: {batch}, micro_batches: {micro_batches}, max_length: {seq_len}, \
-         lr: {lr}, schedule: {schedule}, warmup: {warmup}, weight_decay: {weight_decay}, seed: {seed}}}\n"
+         lr: {lr}, schedule: {schedule}, warmup: {warmup}, weight_decay: {weight_decay}, seed: {seed}, precision: {dtype}}}\n"
     );
     let errors = |errors: Vec<lorafleet_spec::FieldError>| {
         errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
@@ -173,7 +222,7 @@ fn run(args: &Args, base: &Arc<Base>, data: &Data, seed: u64) -> Result<Run, Fai
     let mut trainer = Trainer::new(base.clone(), &job(args, seed)?, args.steps, 0)?;
     let mut sampler = Sampler::new(&data.train_sha256, seed, data.train.len() as u32, args.batch);
     let eval_before = evaluate(&trainer, &data.eval)?;
-    let (mut losses, mut seconds, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut losses, mut seconds, mut compute, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     trainer.flops().reset();
     for step in 1..=args.steps {
         let started = Instant::now();
@@ -182,6 +231,7 @@ fn run(args: &Args, base: &Arc<Base>, data: &Data, seed: u64) -> Result<Run, Fai
         for batch in cut(&lengths, args.micro_batches as usize, None) {
             trainer.micro_batch(&batch.iter().map(|&place| chosen[place]).collect::<Vec<_>>())?;
         }
+        compute.push(started.elapsed().as_secs_f64());
         let report = trainer.finish_step()?;
         seconds.push(started.elapsed().as_secs_f64());
         losses.push(report.loss);
@@ -193,7 +243,7 @@ fn run(args: &Args, base: &Arc<Base>, data: &Data, seed: u64) -> Result<Run, Fai
         save(&trainer, folder)?;
     }
     let trainable = trainer.trainable_parameters();
-    Ok(Run { losses, seconds, tokens, flops, trainable, eval_before, eval_after })
+    Ok(Run { losses, seconds, compute, tokens, flops, trainable, eval_before, eval_after })
 }
 
 fn save(trainer: &Trainer, folder: &Path) -> std::io::Result<()> {

@@ -10,10 +10,12 @@ pub mod model;
 mod ops;
 pub mod optim;
 pub mod params;
+mod rate;
 pub mod train;
 
 pub use adapter::Adapter;
 pub use base::{Base, BaseError};
 pub use exact::ReduceBuffer;
 pub use generate::{GenerateOptions, generate};
+pub use rate::product_rate;
 pub use train::{CheckpointFiles, EvalSums, Snapshot, StepReport, TrainError, Trainer};

@@ -14,10 +14,11 @@ use crate::ops::{OpError, cross_entropy, into_vec, matrix, softcap, view};
 
 const OP: &str = "loss";
 
-/// Logits that are held at once (8 MB): small enough for a shared cache, enough rows to keep the products busy.
-const CHUNK_LOGITS: usize = 2 << 20;
+/// Logits that are held at once (38 MB): enough rows of a large vocabulary that reading the weight twice for each chunk
+/// costs little.
+const CHUNK_LOGITS: usize = 9 << 20;
 /// Fewest labelled tokens of a chunk.
-const FEWEST_ROWS: usize = 48;
+const FEWEST_ROWS: usize = 96;
 /// The same where the head is trained: each chunk adds to the gradient of all of it.
 const FEWEST_ROWS_OF_TRAINED: usize = 512;
 

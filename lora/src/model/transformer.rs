@@ -19,7 +19,7 @@ use super::parameters::{Bound, Parameters};
 use super::pass::{Narrow, Pass};
 use super::{ModelError, PackedBatch, load};
 use crate::flops::FlopCounter;
-use crate::linear::Rows;
+use crate::linear::{FrozenLinear, Rows};
 use crate::ops::Scope;
 use crate::ops::attention::{Heads, Mask, Span};
 use crate::ops::pool::Pool;
@@ -136,6 +136,11 @@ impl Transformer {
             ropes: Ropes::new(ropes, shape.head_dim),
             pool: Pool::default(),
         })
+    }
+
+    /// Its linear layers.
+    pub(crate) fn frozen(&self) -> &[FrozenLinear] {
+        &self.parts.parameters.linears
     }
 
     /// Size of the vocabulary.
