@@ -37,8 +37,8 @@ pub(crate) fn words(block: Block, out: &mut [f32], stride: usize) {
             for column in (0..whole_columns).step_by(SIDE) {
                 // SAFETY: the CPU has AVX-512; a square of both lies inside, as was asserted.
                 unsafe {
-                    let square = x86::square(words.as_ptr().add(row * from + column), from);
-                    x86::store(&square, out.as_mut_ptr().add(column * stride + row), stride);
+                    let source = words.as_ptr().add(row * from + column);
+                    x86::words(source, from, out.as_mut_ptr().add(column * stride + row), stride);
                 }
             }
         }
@@ -74,8 +74,9 @@ pub(crate) fn pairs(block: Block, out: &mut [f32], stride: usize) {
             for column in (0..whole_columns).step_by(SIDE) {
                 // SAFETY: the CPU has AVX-512; a square of both lies inside, as was asserted.
                 unsafe {
-                    let square = x86::square(words.as_ptr().add(row * from + column), from);
-                    x86::store_pairs(&square, out.as_mut_ptr().add(column / 2 * stride + 2 * row), stride);
+                    let (source, to) =
+                        (words.as_ptr().add(row * from + column), column / 2 * stride + 2 * row);
+                    x86::pairs(source, from, out.as_mut_ptr().add(to), stride);
                 }
             }
         }
@@ -115,8 +116,9 @@ mod x86 {
     use super::SIDE;
 
     /// Reads a square of words and transposes it: row j of the result is column j.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn square(from: *const f32, stride: usize) -> [__m512i; SIDE] {
+    unsafe fn square(from: *const f32, stride: usize) -> [__m512i; SIDE] {
         // SAFETY: the caller vouches for 16 words in each of 16 rows.
         let rows: [__m512i; SIDE] =
             std::array::from_fn(|row| unsafe { _mm512_loadu_si512(from.add(row * stride).cast()) });
@@ -145,28 +147,31 @@ mod x86 {
         })
     }
 
+    /// Transposes a square of words.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn store(square: &[__m512i; SIDE], to: *mut f32, stride: usize) {
-        for (row, &words) in square.iter().enumerate() {
-            // SAFETY: the caller vouches for 16 words in each of 16 rows.
-            unsafe { _mm512_storeu_si512(to.add(row * stride).cast(), words) };
+    pub(super) unsafe fn words(from: *const f32, from_stride: usize, to: *mut f32, stride: usize) {
+        // SAFETY: the caller vouches for 16 words in each of 16 rows of both.
+        unsafe {
+            for (row, words) in square(from, from_stride).into_iter().enumerate() {
+                _mm512_storeu_si512(to.add(row * stride).cast(), words);
+            }
         }
     }
 
-    /// Pairs up neighbouring rows of the transposed square: 8 rows of 32 words.
+    /// Transposes a square of words, then pairs up neighbouring rows: 8 rows of 32 words.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn store_pairs(square: &[__m512i; SIDE], to: *mut f32, stride: usize) {
+    pub(super) unsafe fn pairs(from: *const f32, from_stride: usize, to: *mut f32, stride: usize) {
         let mut low = [0i16; 32];
         for (i, index) in low.iter_mut().enumerate() {
             // Half i/2 of the first row, then the same of the second.
             *index = (i / 2 + 32 * (i % 2)) as i16;
         }
         let high = low.map(|index| index + 16);
-        // SAFETY: both arrays are 512 bits long; the caller vouches for 32 words in each of 8 rows.
+        // SAFETY: both arrays are 512 bits long; the caller vouches for 16 words in each of 16 rows, and for 32 in 8.
         unsafe {
             let (low, high) =
                 (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast()));
-            for (row, pair) in square.as_chunks::<2>().0.iter().enumerate() {
+            for (row, pair) in square(from, from_stride).as_chunks::<2>().0.iter().enumerate() {
                 let to = to.add(row * stride);
                 _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(pair[0], low, pair[1]));
                 _mm512_storeu_si512(to.add(SIDE).cast(), _mm512_permutex2var_epi16(pair[0], high, pair[1]));
