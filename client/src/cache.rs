@@ -45,6 +45,11 @@ impl Cache {
         })
     }
 
+    /// Its folder.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The folder of a base, fetched if it is not here. `progress` is told of each file by name.
     ///
     /// # Errors

@@ -6,6 +6,8 @@ use lorafleet_spec::FieldError;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::hub::HubError;
+
 /// An error of the client library.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -55,6 +57,9 @@ pub enum ClientError {
         /// The digest of what came.
         found: String,
     },
+    /// The base could not be had from the hub.
+    #[error("base: {0}")]
+    Hub(#[from] HubError),
     /// A local file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {

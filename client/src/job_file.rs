@@ -7,17 +7,19 @@ use std::{
 
 use lorafleet_spec::{
     FieldError,
-    base::base_files,
+    base::{BaseSource, base_files},
     digest,
     validate::{self, Report},
 };
 
 use crate::{
     artifacts::{ProgressFor, base_file, dataset},
+    cache::{ADAPTER_FILES, Cache},
     client::Client,
     error::ClientError,
     files::{LocalFile, SUMS},
-    pb,
+    hub::Hub,
+    pb, remote_base,
 };
 
 /// A job file that was read.
@@ -25,6 +27,15 @@ use crate::{
 pub struct JobFile {
     path: PathBuf,
     text: String,
+    base: Option<FetchedBase>,
+}
+
+/// A base that the job file names by hub id or URL, on this machine.
+#[derive(Debug, Clone)]
+struct FetchedBase {
+    dir: PathBuf,
+    /// What the stored job says of it: the hub id at a commit, or the URL.
+    source: String,
 }
 
 /// What one field's upload came to.
@@ -47,12 +58,54 @@ impl JobFile {
     /// `File` when it cannot be read.
     pub fn read(path: &Path) -> Result<Self, ClientError> {
         let text = fs::read_to_string(path).map_err(ClientError::file(path))?;
-        Ok(Self { path: path.to_owned(), text })
+        Ok(Self { path: path.to_owned(), text, base: None })
+    }
+
+    /// Brings the base here, where the job file names it by hub id or by a store's URL; a branch or tag of the hub becomes
+    /// the commit that it is now. Nothing is fetched of a base that the job file knows by its digest.
+    ///
+    /// # Errors
+    /// `Hub`, each saying what to do; `Invalid` for a URL that cannot be read; `File`.
+    pub async fn fetch_base(&mut self, progress: ProgressFor<'_>) -> Result<(), ClientError> {
+        self.base = match self.base_source() {
+            Some(BaseSource::Hub(id)) => {
+                let fetched = Hub::from_env()?.fetch(&id, progress).await?;
+                Some(FetchedBase { dir: fetched.dir, source: fetched.id.to_string() })
+            }
+            Some(BaseSource::Url(url)) => {
+                let dir = remote_base::fetch(&url, Cache::of_user()?.root(), progress).await?;
+                Some(FetchedBase { dir, source: url })
+            }
+            Some(BaseSource::Folder(_)) | None => None,
+        };
+        Ok(())
+    }
+
+    /// Whether the base must be brought here before all of the job can be checked.
+    pub fn base_is_elsewhere(&self) -> bool {
+        self.base.is_none() && matches!(self.base_source(), Some(BaseSource::Hub(_) | BaseSource::Url(_)))
+    }
+
+    /// Finds a base of the hub in the cache, without the network; where it is not there, it stays unchecked.
+    ///
+    /// # Errors
+    /// `Hub` for settings that cannot be used.
+    pub fn find_base(&mut self) -> Result<(), ClientError> {
+        if let Some(BaseSource::Hub(id)) = self.base_source() {
+            let cached = Hub::from_env()?.cached(&id);
+            self.base = cached.map(|base| FetchedBase { dir: base.dir, source: base.id.to_string() });
+        }
+        Ok(())
+    }
+
+    fn base_source(&self) -> Option<BaseSource> {
+        let base = validate::base_of(&self.text).filter(|base| base.sha256.is_empty())?;
+        Some(BaseSource::parse(&base.source, self.folder()))
     }
 
     /// Everything that is wrong with it, its base and its data, or what it will do. Blocks: the data is read whole.
     pub fn report(&self) -> Report {
-        validate::job_file(&self.text, self.folder())
+        validate::job_file_on(&self.text, self.folder(), self.base.as_ref().map(|base| base.dir.as_path()))
     }
 
     /// What [`JobFile::report`] found wrong, as an error.
@@ -69,8 +122,7 @@ impl JobFile {
 }
 
 impl Client {
-    /// Sends what a checked job names and the fleet lacks, and sets the digests in its spec. Paths are relative to
-    /// `folder`.
+    /// Sends what a checked job file names and the fleet lacks, and sets the digests in its spec.
     ///
     /// # Errors
     /// `Invalid` for a source that is not on this machine and has no digest, or that has another digest than the
@@ -78,15 +130,34 @@ impl Client {
     pub async fn upload_sources(
         &self,
         spec: &mut pb::JobSpec,
-        folder: &Path,
+        file: &JobFile,
         progress: ProgressFor<'_>,
     ) -> Result<Vec<Sent>, ClientError> {
-        let mut sent = Vec::new();
-        if let Some(base) = &mut spec.base
-            && let Some(dir) = local("base", &base.source, &base.sha256, folder)?
+        let (mut sent, folder) = (Vec::new(), file.folder());
+        if let Some(base) = &mut spec.base {
+            let dir = match &file.base {
+                Some(fetched) => {
+                    base.source.clone_from(&fetched.source);
+                    Some(fetched.dir.clone())
+                }
+                None => local_base(&base.source, &base.sha256, folder)?,
+            };
+            if let Some(dir) = dir {
+                let names = base_files(&dir).map_err(|error| invalid("base", error.to_string()))?;
+                let (sha256, result) =
+                    self.upload_folder("base", &base.source, &dir, names, progress).await?;
+                base.sha256 = same("base", &base.sha256, sha256)?;
+                sent.push(result);
+            }
+        }
+        let start = spec.adapter.as_mut().and_then(|adapter| adapter.start.as_mut());
+        if let Some(start) = start
+            && let Some(dir) = local("adapter.start", &start.source, &start.sha256, folder)?
         {
-            let (sha256, result) = self.upload_base(&base.source, &dir, progress).await?;
-            base.sha256 = same("base", &base.sha256, sha256)?;
+            let names = adapter_files(&dir)?;
+            let (sha256, result) =
+                self.upload_folder("adapter.start", &start.source, &dir, names, progress).await?;
+            start.sha256 = same("adapter.start", &start.sha256, sha256)?;
             sent.push(result);
         }
         let data = spec.data.get_or_insert_default();
@@ -107,14 +178,15 @@ impl Client {
         Ok(sent)
     }
 
-    /// Sends a base's files, the list of them last: it makes the base whole. Returns its digest.
-    async fn upload_base(
+    /// Sends a folder's files, the list of them last: it makes the folder whole. Returns its digest.
+    async fn upload_folder(
         &self,
+        field: &'static str,
         source: &str,
         dir: &Path,
+        names: Vec<String>,
         progress: ProgressFor<'_>,
     ) -> Result<(String, Sent), ClientError> {
-        let names = base_files(dir).map_err(|error| invalid("base", error.to_string()))?;
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             let file = hashed(dir.join(&name)).await?;
@@ -132,8 +204,29 @@ impl Client {
             }
             self.upload_bytes(&sums_place, sums.into_bytes()).await?;
         }
-        Ok((sha256, Sent { field: "base", source: source.to_owned(), size, already_present }))
+        Ok((sha256, Sent { field, source: source.to_owned(), size, already_present }))
     }
+}
+
+/// The local path of a base that is a folder; none when it is known by its digest.
+fn local_base(source: &str, sha256: &str, folder: &Path) -> Result<Option<PathBuf>, ClientError> {
+    match BaseSource::parse(source, folder) {
+        BaseSource::Folder(dir) if !source.is_empty() => Ok(Some(dir)),
+        _ if digest::is_sha256(sha256) => Ok(None),
+        _ => Err(invalid("base", format!("'{source}' was not fetched: call JobFile::fetch_base first"))),
+    }
+}
+
+/// What of a PEFT adapter's folder is its start.
+fn adapter_files(dir: &Path) -> Result<Vec<String>, ClientError> {
+    if let Some(missing) = ADAPTER_FILES.iter().find(|name| !dir.join(name).is_file()) {
+        let hint = match dir.join("adapter_model.bin").is_file() {
+            true => "; adapter_model.bin is pickled, which is not read: load it in PEFT and save it again",
+            false => "",
+        };
+        return Err(invalid("adapter.start", format!("{} has no {missing}{hint}", dir.display())));
+    }
+    Ok(ADAPTER_FILES.iter().map(|name| (*name).to_owned()).collect())
 }
 
 /// The local path of a source; none when it lies elsewhere and is known by its digest.

@@ -17,8 +17,10 @@ mod cache;
 mod client;
 mod error;
 mod files;
+mod hub;
 mod job_file;
 mod names;
+mod remote_base;
 mod retry;
 mod watch;
 
@@ -27,6 +29,7 @@ pub use cache::Cache;
 pub use client::Client;
 pub use error::ClientError;
 pub use files::LocalFile;
+pub use hub::{Hub, HubBase, HubConfig, HubError};
 pub use job_file::{JobFile, Sent};
 pub use lorafleet_proto::v1 as pb;
 pub use lorafleet_spec::FieldError;

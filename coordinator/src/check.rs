@@ -63,6 +63,9 @@ impl Checker {
                 self.find_dataset(field, file.sha256.as_deref()).await?;
             }
         }
+        if let Some(start) = &job.adapter.start {
+            self.find_adapter("adapter.start", start.sha256.as_deref()).await?;
+        }
         let base = digest("base", job.base.sha256.as_deref())?;
         let shape = self.base_shape(base).await?;
         let mut errors = targets::resolve(&job.adapter, &shape).err().unwrap_or_default();
@@ -80,6 +83,15 @@ impl Checker {
         match self.store.size(&layout::dataset(&digest)).await? {
             Some(_) => Ok(()),
             None => Err(CheckError::NotUploaded { field, what: format!("the data set {digest}") }),
+        }
+    }
+
+    /// An adapter to start from is stored as a base is: a folder by the digest of its SHA256SUMS.
+    async fn find_adapter(&self, field: &'static str, sha256: Option<&str>) -> Result<(), CheckError> {
+        let digest = digest(field, sha256)?;
+        match lorafleet_store::base_is_whole(&self.store, &digest).await? {
+            true => Ok(()),
+            false => Err(CheckError::NotUploaded { field, what: format!("the adapter {digest}") }),
         }
     }
 

@@ -6,18 +6,20 @@ mod error;
 mod family;
 mod files;
 mod parts;
+mod source;
 mod tensors;
 
 use std::{collections::BTreeMap, path::Path};
 
 pub use error::BaseError;
 pub use family::Family;
-pub use files::{base_files, read_tensor_file, weight_files};
+pub use files::{BASE_CONFIG, base_files, needed_files, read_tensor_file, weight_files};
 pub use parts::{
     Activation, Attention, EmbeddingModule, EmbeddingRole, Head, HeadActivation, HeadDense, HeadShape,
     HeadToken, LayerKind, LinearModule, Norm, NormKind, NormModule, NormRole, Placement, Positions, Role,
     Rope, RopeScaling, TensorEntry,
 };
+pub use source::{BaseSource, HubId};
 pub use tensors::{Dtype, TensorFile, header_len};
 
 use config::Config;

@@ -10,7 +10,7 @@ use std::{
 use lorafleet_proto::v1 as pb;
 
 use crate::{
-    base::{BaseError, BaseShape, Head},
+    base::{BaseError, BaseShape, BaseSource, Head},
     data::{self, DataError, Dataset, Tokenizer},
     job::{self, FieldError, Job},
     plan::Plan,
@@ -52,9 +52,19 @@ pub struct Summary {
 ///
 /// Relative paths in it are taken from `dir`, the file's own folder.
 pub fn job_file(text: &str, dir: &Path) -> Report {
+    job_file_on(text, dir, None)
+}
+
+/// What a job file says of its base, as far as it can be read.
+pub fn base_of(text: &str) -> Option<pb::BaseRef> {
+    job::read_lenient(text).0.base
+}
+
+/// The same as [`job_file`] where the base was already brought to a folder.
+pub fn job_file_on(text: &str, dir: &Path, base: Option<&Path>) -> Report {
     let (spec, parts, errors) = job::read_lenient(text);
     let mut checker = Checker { dir, errors, notes: Vec::new() };
-    let base_dir = checker.source("base", spec.base.as_ref().map(|base| base.source.as_str()));
+    let base_dir = base.map(Path::to_owned).or_else(|| checker.base(spec.base.as_ref()));
     let shape = base_dir.as_deref().and_then(|dir| checker.shape(dir));
     let tokenizer = base_dir.as_deref().and_then(|dir| checker.tokenizer(dir));
     let targets = match (&shape, &parts.adapter) {
@@ -130,7 +140,19 @@ impl Checker<'_> {
         result.map_err(|errors| self.errors.extend(errors)).ok()
     }
 
-    /// The local path of a base or data set; a note when it lies elsewhere.
+    /// The folder of the base; a note when it lies elsewhere.
+    fn base(&mut self, base: Option<&pb::BaseRef>) -> Option<PathBuf> {
+        let source = base.map(|base| base.source.as_str()).filter(|source| !source.is_empty())?;
+        let (place, remedy) = match BaseSource::parse(source, self.dir) {
+            BaseSource::Folder(dir) => return Some(dir),
+            BaseSource::Hub(id) => (format!("{id} on the hub"), "submitting fetches and checks it"),
+            BaseSource::Url(url) => (url, "submitting fetches and checks it, where no sha256 is given"),
+        };
+        self.notes.push(format!("base: {place} is not on this machine, so it is not checked here; {remedy}"));
+        None
+    }
+
+    /// The local path of a data set; a note when it lies elsewhere.
     fn source(&mut self, path: &str, source: Option<&str>) -> Option<PathBuf> {
         let source = source.filter(|source| !source.is_empty())?;
         if source.contains("://") {

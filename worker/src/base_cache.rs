@@ -52,6 +52,7 @@ impl Cache {
     /// The folder cannot be made.
     pub fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir.join("bases"))?;
+        fs::create_dir_all(dir.join("adapters"))?;
         fs::create_dir_all(dir.join("datasets"))?;
         Ok(Self { dir: dir.to_path_buf(), last: Mutex::default() })
     }
@@ -84,6 +85,17 @@ impl Cache {
         };
         *self.last() = Some(loaded.clone());
         Ok(loaded)
+    }
+
+    /// The folder of an adapter that a job starts from, fetched if need be. It lies in the store as a base does: by the
+    /// digest of its SHA256SUMS.
+    ///
+    /// # Errors
+    /// It cannot be fetched, or is damaged.
+    pub async fn adapter(&self, store: &Store, digest: &Digest) -> Result<PathBuf, StoreError> {
+        let dir = self.dir.join("adapters").join(digest.to_string());
+        download_base(store, digest, &dir).await?;
+        Ok(dir)
     }
 
     /// The file of a data set, its digest checked.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use lorafleet::{ClientError, pb};
+use lorafleet::{ClientError, HubError, pb};
 
 /// The codes, as `--help` tells them.
 pub const HELP: &str = "\
@@ -11,7 +11,7 @@ Exit codes:
   1  the job that was followed failed or was cancelled
   2  the command line or the job file is not right; each mistake is printed
   3  there is no such job, checkpoint or file
-  4  the coordinator cannot be reached
+  4  the coordinator (or the hub) cannot be reached
   5  refused: the job's state does not allow it, or it was already done otherwise
   6  what was fetched is damaged
   70 anything else";
@@ -48,7 +48,11 @@ impl Exit {
             }
             Some(ClientError::Unreachable { .. }) => Self::Unreachable,
             Some(ClientError::Refused(_)) => Self::Refused,
-            Some(ClientError::Damaged { .. }) => Self::Damaged,
+            Some(ClientError::Damaged { .. } | ClientError::Hub(HubError::Damaged { .. })) => Self::Damaged,
+            Some(ClientError::Hub(HubError::NoModel { .. } | HubError::NoRevision { .. })) => Self::NotFound,
+            Some(ClientError::Hub(HubError::Unreachable { .. } | HubError::Busy { .. })) => Self::Unreachable,
+            Some(ClientError::Hub(HubError::Unusable { .. })) => Self::Invalid,
+            Some(ClientError::Hub(HubError::Denied { .. } | HubError::Gated { .. })) => Self::Refused,
             _ => Self::Internal,
         }
     }

@@ -35,7 +35,7 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     }
     let (file, mut spec) = checked(args.file).await?;
     let client = fleet.connect().await?;
-    for sent in client.upload_sources(&mut spec, file.folder(), &transfer::by_name()).await? {
+    for sent in client.upload_sources(&mut spec, &file, &transfer::by_name()).await? {
         let what = if sent.already_present { "is in the fleet already" } else { "is sent" };
         eprintln!("{}: {} {what} ({})", sent.field, sent.source, bytes(sent.size));
     }
@@ -62,8 +62,16 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
 
 /// Reads a job file and everything that it names; all mistakes at once.
 async fn checked(path: PathBuf) -> anyhow::Result<(JobFile, pb::JobSpec)> {
+    let mut file = JobFile::read(&path)?;
+    if file.base_is_elsewhere() {
+        // A misspelt field is told before gigabytes are fetched.
+        let errors = file.report().errors;
+        if !errors.is_empty() {
+            return Err(file.mistakes(errors).into());
+        }
+        file.fetch_base(&transfer::by_name()).await?;
+    }
     let check = tokio::task::spawn_blocking(move || {
-        let file = JobFile::read(&path)?;
         let report = file.report();
         match report.errors.is_empty() {
             true => Ok((file, report.spec)),

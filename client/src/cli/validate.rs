@@ -17,7 +17,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let file = JobFile::read(&args.file)?;
+    let mut file = JobFile::read(&args.file)?;
+    file.find_base()?;
     let report = file.report();
     for note in &report.notes {
         eprintln!("note: {note}");

@@ -5,7 +5,9 @@
 mod artifacts;
 mod coordinator;
 mod errors;
+mod hub;
 mod jobs;
+mod mirror;
 mod submit;
 mod watch;
 
@@ -26,11 +28,17 @@ async fn lorafleet(coordinator: &Coordinator, args: &[&str]) -> Ran {
 }
 
 async fn lorafleet_at(url: &str, args: &[&str], cache: Option<&Path>) -> Ran {
+    let cache = cache.map(|cache| ("XDG_CACHE_HOME", cache.to_str().unwrap()));
+    lorafleet_with(url, args, cache.as_slice()).await
+}
+
+async fn lorafleet_with(url: &str, args: &[&str], variables: &[(&str, &str)]) -> Ran {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_lorafleet"));
     command.args(args).env("LORAFLEET_COORDINATOR", url).env("TZ", "UTC").env_remove("RUST_LOG");
-    if let Some(cache) = cache {
-        command.env("XDG_CACHE_HOME", cache);
+    for name in ["HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH"] {
+        command.env_remove(name);
     }
+    command.envs(variables.iter().copied());
     let Output { status, stdout, stderr } = command.output().await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ran { code: status.code().unwrap(), stdout: text(stdout), stderr: text(stderr) }

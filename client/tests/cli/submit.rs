@@ -26,11 +26,16 @@ impl Job {
     }
 
     pub fn with(more: &str) -> Self {
+        Self::of_base(&format!("{EXAMPLES}/base"), more)
+    }
+
+    /// The same on another base.
+    pub fn of_base(base: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = std::fs::read_to_string(Path::new(EXAMPLES).join("games/train.jsonl")).unwrap();
         let lines: String = data.split_inclusive('\n').take(2).collect();
         std::fs::write(folder.path().join("train.jsonl"), lines).unwrap();
-        let text = format!("name: test\nbase: {EXAMPLES}/base\ndata: {{train: train.jsonl}}\n{more}");
+        let text = format!("name: test\nbase: {base}\ndata: {{train: train.jsonl}}\n{more}");
         let path = folder.path().join("job.yaml");
         std::fs::write(&path, text).unwrap();
         Self { path: path.to_str().unwrap().to_owned(), folder }

@@ -24,6 +24,11 @@ const OPTIONAL: &[&str] = &[
     "tokenizer_config.json",
 ];
 
+/// What a tokenizer is built from where there is no tokenizer.json.
+const VOCABULARIES: &[&str] = &["merges.txt", "vocab.json", "vocab.txt"];
+/// The file that every base has.
+pub const BASE_CONFIG: &str = "config.json";
+
 /// Names of the files in a folder that make up a base, sorted: what is uploaded, digested and loaded. Anything else
 /// in the folder (README, other frameworks' weights) is no part of it.
 ///
@@ -33,16 +38,60 @@ pub fn base_files(dir: &Path) -> Result<Vec<String>, BaseError> {
     if !dir.is_dir() {
         return Err(BaseError::NotAFolder(dir.to_owned()));
     }
-    let mut files: BTreeSet<String> = weight_names(dir)?.into_iter().collect();
-    if !dir.join("config.json").is_file() {
-        return Err(BaseError::MissingFile { file: "config.json".to_owned(), hint: None });
+    weight_names(dir)?;
+    let io = |source| BaseError::Io { path: dir.to_owned(), source };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        if entry.path().is_file() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
     }
-    files.insert("config.json".to_owned());
-    if !files.contains(SINGLE) {
-        files.insert(INDEX.to_owned());
+    let index = if names.iter().any(|name| name == SINGLE) { None } else { Some(read_index(dir)?) };
+    needed_files(&names, index.as_deref())
+}
+
+/// Which of these files make up a base, sorted, wherever they are. `index` is the text of
+/// `model.safetensors.index.json`, needed where the weights are sharded; without it, its own name stands for the shards.
+///
+/// # Errors
+/// config.json or weights are not among them, or the index is damaged.
+pub fn needed_files(names: &[String], index: Option<&str>) -> Result<Vec<String>, BaseError> {
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    if !has(BASE_CONFIG) {
+        return Err(BaseError::MissingFile { file: BASE_CONFIG.to_owned(), hint: None });
     }
-    files.extend(OPTIONAL.iter().filter(|name| dir.join(name).is_file()).map(|name| (*name).to_owned()));
+    let mut files = BTreeSet::from([BASE_CONFIG.to_owned()]);
+    match index {
+        _ if has(SINGLE) => drop(files.insert(SINGLE.to_owned())),
+        _ if !has(INDEX) => return Err(no_weights(has)),
+        Some(index) => {
+            files.extend(shards(index)?);
+            files.insert(INDEX.to_owned());
+        }
+        None => drop(files.insert(INDEX.to_owned())),
+    }
+    let missing: Vec<_> = files
+        .iter()
+        .filter(|name| !has(name))
+        .map(|name| BaseError::MissingFile { file: name.clone(), hint: Some(format!("; {INDEX} names it")) })
+        .collect();
+    if !missing.is_empty() {
+        return Err(BaseError::Many(missing));
+    }
+    let vocabularies = VOCABULARIES.iter().filter(|_| !has("tokenizer.json"));
+    let others = OPTIONAL.iter().chain(vocabularies).filter(|name| has(name));
+    files.extend(others.map(|name| (*name).to_owned()));
     Ok(files.into_iter().collect())
+}
+
+fn no_weights(has: impl Fn(&str) -> bool) -> BaseError {
+    let old = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+    let hint = match old.into_iter().find(|name| has(name)) {
+        Some(old) => format!("; {}", convert(old)),
+        None => format!(", and so is {INDEX}"),
+    };
+    BaseError::MissingFile { file: SINGLE.to_owned(), hint: Some(hint) }
 }
 
 /// Paths of a base's safetensors files: `model.safetensors`, or else the shards that its index names.
@@ -57,21 +106,7 @@ fn weight_names(dir: &Path) -> Result<Vec<String>, BaseError> {
     if dir.join(SINGLE).is_file() {
         return Ok(vec![SINGLE.to_owned()]);
     }
-    let path = dir.join(INDEX);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let old = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-            let hint = match old.into_iter().find(|name| dir.join(name).exists()) {
-                Some(old) => format!("; {}", convert(old)),
-                None => format!(", and so is {INDEX}"),
-            };
-            return Err(BaseError::MissingFile { file: SINGLE.to_owned(), hint: Some(hint) });
-        }
-        Err(source) => return Err(BaseError::Io { path, source }),
-    };
-    let shards =
-        shard_names(&text).map_err(|message| BaseError::Weights { file: INDEX.to_owned(), message })?;
+    let shards = shards(&read_index(dir)?)?;
     let missing: Vec<_> = shards
         .iter()
         .filter(|name| !dir.join(name).is_file())
@@ -80,8 +115,21 @@ fn weight_names(dir: &Path) -> Result<Vec<String>, BaseError> {
     if missing.is_empty() { Ok(shards) } else { Err(BaseError::Many(missing)) }
 }
 
+fn read_index(dir: &Path) -> Result<String, BaseError> {
+    let path = dir.join(INDEX);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(no_weights(|name| dir.join(name).exists())),
+        Err(source) => Err(BaseError::Io { path, source }),
+    }
+}
+
+fn shards(index: &str) -> Result<Vec<String>, BaseError> {
+    shard_names(index).map_err(|message| BaseError::Weights { file: INDEX.to_owned(), message })
+}
+
 /// How pickled weights, which could run code when they are opened, become weights that are only data.
-pub(super) fn convert(old: &str) -> String {
+fn convert(old: &str) -> String {
     format!(
         "{old} is pickled, which is not read; convert it once: python -c \"from transformers import AutoModel as A; \
          A.from_pretrained('FOLDER').save_pretrained('FOLDER')\" (AutoModelForCausalLM, where it has a head)"
