@@ -14,13 +14,16 @@ use lorafleet_spec::{
 
 use crate::{
     artifacts::{ProgressFor, base_file, dataset},
-    cache::{ADAPTER_FILES, Cache},
+    cache::Cache,
     client::Client,
     error::ClientError,
     files::{LocalFile, SUMS},
     hub::Hub,
     pb, remote_base,
 };
+
+/// What of a PEFT adapter's folder is a start.
+const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// A job file that was read.
 #[derive(Debug, Clone)]
@@ -217,7 +220,7 @@ fn local_base(source: &str, sha256: &str, folder: &Path) -> Result<Option<PathBu
     }
 }
 
-/// What of a PEFT adapter's folder is its start.
+/// Names of the files of an adapter to start from.
 fn adapter_files(dir: &Path) -> Result<Vec<String>, ClientError> {
     if let Some(missing) = ADAPTER_FILES.iter().find(|name| !dir.join(name).is_file()) {
         let hint = match dir.join("adapter_model.bin").is_file() {

@@ -98,10 +98,7 @@ fn write_weights(mut out: impl std::io::Write) -> std::io::Result<()> {
     for (name, shape) in &tensors {
         let start = end;
         end += 2 * shape.iter().product::<usize>();
-        header.insert(
-            name.clone(),
-            json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, end] }),
-        );
+        header.insert(name.clone(), json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, end] }));
     }
     let header = Value::Object(header).to_string();
     out.write_all(&(header.len() as u64).to_le_bytes())?;
