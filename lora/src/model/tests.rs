@@ -1,17 +1,19 @@
 //! The whole model: gradients against finite differences, bits at 1, 2 and 3 threads, the count of operations.
 
 mod decoding;
+mod families;
 mod files;
 mod gradients;
 
 use lorafleet_spec::BaseShape;
 use lorafleet_spec::base::{Head, Role};
+use lorafleet_spec::data::{Example, Target};
 use lorafleet_spec::job::Precision;
 use std::path::{Path, PathBuf};
 
 use super::{LossSum, PackedBatch, Transformer};
 use crate::flops::FlopCounter;
-use crate::params::{AdapterView, Layout};
+use crate::params::{AdapterView, Layout, ModuleKind, ModuleSpec};
 
 fn base(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(case).join("base")

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::{
     BaseError,
     family::{self, Family, Fields, PositionRule, Windows},
-    parts::{Activation, Attention, EmbeddingRole, LayerKind, Norm, Positions},
+    parts::{Activation, Attention, EmbeddingRole, LayerKind, Norm, Positions, Rope, RopeScaling},
 };
 use reader::Reader;
 
@@ -80,6 +80,17 @@ struct Sizes {
     mlp: usize,
 }
 
+/// Tokens of the longest sequence: dynamic scaling is there for more than `max_position_embeddings`.
+fn longest(max_positions: usize, positions: &Positions) -> usize {
+    let Positions::Rope(ropes) = positions else { return max_positions };
+    let factor = |rope: &Rope| match rope.scaling {
+        RopeScaling::Dynamic { factor, .. } => factor,
+        _ => 1.0,
+    };
+    let factor = ropes.iter().map(factor).fold(1.0, f64::max);
+    (max_positions as f64 * factor) as usize
+}
+
 impl Reader<'_> {
     fn config(&mut self, family: &'static Family) -> Config {
         let fields = &family.fields;
@@ -100,7 +111,7 @@ impl Reader<'_> {
             head_dim: sizes.head_dim,
             mlp: sizes.mlp,
             vocab: self.size("vocab_size", None),
-            max_positions,
+            max_positions: longest(max_positions, &positions),
             tied: family.language_model.is_some() && self.flag("tie_word_embeddings", fields.tied),
             norm: Norm { kind: family.norm, eps: self.number(fields.eps.0, Some(fields.eps.1)) },
             positions,
