@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use lorafleet_lora::{Base, EvalSums, Trainer, product_rate};
+use lorafleet_lora::{Base, EvalSums, MeasuredShape, Trainer, product_rate};
 use lorafleet_spec::base::Head;
 use lorafleet_spec::data::{Dataset, Example, Tokenizer};
 use lorafleet_spec::digest::sha256_hex;
@@ -158,7 +158,11 @@ fn measure(args: &Args) -> Result<Value, Failure> {
         "step_ms": 1e3 * seconds / steps,
         "compute_ms": 1e3 * compute / steps,
         "compute_flops_per_s": flops_per_token * tokens as f64 / compute,
-        "product_flops_per_s": rate,
+        "product_flops_per_s": rate.as_ref().map(|(rate, _)| rate),
+        "product_shapes": rate.map(|(_, shapes)| {
+            let list = |s: &MeasuredShape| [s.in_features, s.out_features, s.count, s.rows];
+            shapes.iter().map(list).collect::<Vec<_>>()
+        }),
         "train_s": first.seconds.iter().sum::<f64>(),
         "first_loss": first.losses.first(),
         "last_loss": tail.iter().sum::<f64>() / tail.len().max(1) as f64,

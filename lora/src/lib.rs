@@ -17,5 +17,5 @@ pub use adapter::Adapter;
 pub use base::{Base, BaseError};
 pub use exact::ReduceBuffer;
 pub use generate::{GenerateOptions, generate};
-pub use rate::product_rate;
+pub use rate::{MeasuredShape, product_rate};
 pub use train::{CheckpointFiles, EvalSums, Snapshot, StepReport, TrainError, Trainer};

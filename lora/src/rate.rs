@@ -11,35 +11,51 @@ use crate::ops::pool::Pool;
 /// Shortest measurement of one product.
 const SHORTEST: Duration = Duration::from_millis(60);
 
-/// Operations per second of the frozen products of a model, forward and backward, for `rows` tokens at a time.
+/// Linear layers of one shape, as they were measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeasuredShape {
+    /// Width of their input.
+    pub in_features: usize,
+    /// Width of their output.
+    pub out_features: usize,
+    /// How many the model has.
+    pub count: usize,
+    /// Tokens of one product.
+    pub rows: usize,
+}
+
+/// Measures the frozen products of a model, forward and backward, for `rows` tokens at a time; for about `time` in all.
 ///
-/// Each of the shapes that the model has is measured by itself, the best of several runs, for about `time` in all; they
-/// are weighed by how many of the model's layers have that shape.
-pub fn product_rate(model: &Transformer, rows: usize, time: Duration) -> f64 {
-    let mut shapes: Vec<(&FrozenLinear, f64)> = Vec::new();
+/// Returns the operations per second, and the shapes: each is measured by itself, the best of several runs, and weighed
+/// by how many layers have it.
+pub fn product_rate(model: &Transformer, rows: usize, time: Duration) -> (f64, Vec<MeasuredShape>) {
+    let mut layers: Vec<(&FrozenLinear, MeasuredShape)> = Vec::new();
     for linear in model.frozen() {
-        let shape = |l: &FrozenLinear| (l.in_features, l.out_features);
-        match shapes.iter_mut().find(|(known, _)| shape(known) == shape(linear)) {
-            Some((_, count)) => *count += 1.0,
-            None => shapes.push((linear, 1.0)),
+        let FrozenLinear { in_features, out_features, .. } = *linear;
+        match layers.iter_mut().find(|(l, _)| (l.in_features, l.out_features) == (in_features, out_features))
+        {
+            Some((_, shape)) => shape.count += 1,
+            None => {
+                // The head sees fewer rows at a time: its results are large.
+                let rows = rows.min((9 << 20) / out_features).max(96);
+                layers.push((linear, MeasuredShape { in_features, out_features, count: 1, rows }));
+            }
         }
     }
     let (pool, flops) = (Pool::default(), FlopCounter::new());
     let scope = Scope { pool: &pool, flops: &flops };
-    let each = (time / (2 * shapes.len().max(1)) as u32).max(SHORTEST);
+    let each = (time / (2 * layers.len().max(1)) as u32).max(SHORTEST);
     let (mut work, mut seconds) = (0.0, 0.0);
-    for (linear, count) in shapes {
-        // The head sees fewer rows at a time: its results are large.
-        let rows = rows.min((9 << 20) / linear.out_features).max(96);
-        let x: Vec<f32> = (0..rows * linear.in_features).map(|i| (i % 7) as f32 - 3.0).collect();
-        let mut y = vec![0.0; rows * linear.out_features];
-        let mut dx = vec![0.0; rows * linear.in_features];
+    for (linear, MeasuredShape { in_features, out_features, count, rows }) in &layers {
+        let x: Vec<f32> = (0..rows * in_features).map(|i| (i % 7) as f32 - 3.0).collect();
+        let mut y = vec![0.0; rows * out_features];
+        let mut dx = vec![0.0; rows * in_features];
         let forward = best(each, || linear.project(&x, &mut y, scope));
         let backward = best(each, || linear.project_back(&y, &mut dx, scope));
-        seconds += count * (forward + backward);
-        work += count * 4.0 * (rows * linear.in_features * linear.out_features) as f64;
+        seconds += *count as f64 * (forward + backward);
+        work += 4.0 * (count * rows * in_features * out_features) as f64;
     }
-    work / seconds
+    (work / seconds, layers.into_iter().map(|(_, shape)| shape).collect())
 }
 
 /// Seconds of the fastest of the runs that fit into that time.

@@ -45,9 +45,23 @@ impl Peer {
     /// # Errors
     /// When it fails, or does not print JSON.
     pub fn train(&self, args: &[String]) -> anyhow::Result<Value> {
-        eprintln!("peer: peft_train.py {}", args.join(" "));
+        self.script("peft_train.py", args)
+    }
+
+    /// Operations per second of torch's products for linear layers, each `[in, out, count, rows]`.
+    ///
+    /// # Errors
+    /// As [`Peer::train`].
+    pub fn product_rate(&self, shapes: &Value, dtype: &str, threads: usize) -> anyhow::Result<f64> {
+        let args = [&shapes.to_string(), "--dtype", dtype, "--threads", &threads.to_string()];
+        let figures = self.script("product_rate.py", &args.map(str::to_owned))?;
+        figures["flops_per_s"].as_f64().context("the peer did not print its rate")
+    }
+
+    fn script(&self, name: &str, args: &[String]) -> anyhow::Result<Value> {
+        eprintln!("peer: {name} {}", args.join(" "));
         let mut command = Command::new(&self.python);
-        command.arg(root().join("xtask/peers/peft_train.py")).args(args).current_dir(root());
+        command.arg(root().join("xtask/peers").join(name)).args(args).current_dir(root());
         let text = output(&mut command)?;
         last_json(&text).context("the peer did not print its figures")
     }

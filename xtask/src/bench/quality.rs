@@ -1,7 +1,7 @@
 //! How good the example's adapter is after 42 steps, beside the peer's with the same settings.
 
 use super::{
-    engine::{Run, cores, figure},
+    engine::{Run, figure},
     peer::Peer,
     row::{Row, Target},
 };
@@ -11,8 +11,8 @@ const SEEDS: u64 = 3;
 
 pub fn run() -> anyhow::Result<Vec<Row>> {
     let peer = Peer::find();
-    let run = Run { rank: 16, steps: 42, batch: 16, lr: 2e-3, threads: cores(), eval: true };
-    let ours = run.ours(SEEDS, 1)?;
+    let run = Run::small(42, true);
+    let ours = run.ours(SEEDS, 1, &[])?;
     let theirs = peer.as_ref().map(|peer| peers_mean(&run, peer)).transpose()?;
     Ok(vec![Row {
         name: format!("evaluation loss after 42 steps of 16, mean of {SEEDS} seeds"),

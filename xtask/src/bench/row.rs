@@ -20,6 +20,10 @@ pub struct Row {
 pub enum Target {
     /// Below this, in the row's unit.
     Below(f64),
+    /// At least this, in the row's unit.
+    AtLeast(f64),
+    /// At most this, in the row's unit.
+    AtMost(f64),
     /// At least so many times the peer's.
     TimesPeer(f64),
     /// At most so many times the peer's.
@@ -40,6 +44,8 @@ impl Row {
     pub fn met(&self) -> Option<bool> {
         match self.target {
             Target::Below(limit) => Some(self.ours < limit),
+            Target::AtLeast(least) => Some(self.ours >= least),
+            Target::AtMost(most) => Some(self.ours <= most),
             Target::TimesPeer(least) => self.ratio().map(|ratio| ratio >= least),
             Target::AtMostTimesPeer(most) => self.ratio().map(|ratio| ratio <= most),
             Target::WithinOfPeer(part) => self.ratio().map(|ratio| (ratio - 1.0).abs() <= part),
@@ -76,6 +82,8 @@ impl Target {
     fn text(self) -> String {
         match self {
             Self::Below(limit) => format!("below {}", figure(limit)),
+            Self::AtLeast(least) => format!("at least {}", figure(least)),
+            Self::AtMost(most) => format!("at most {}", figure(most)),
             Self::TimesPeer(least) => format!("at least {least} × the peer's"),
             Self::AtMostTimesPeer(most) => format!("at most {most} × the peer's"),
             Self::WithinOfPeer(part) => format!("within {part} of the peer's"),
@@ -119,6 +127,7 @@ mod tests {
         assert_eq!(row(0.9, Some(1.0), Target::TimesPeer(1.0)).met(), Some(false));
         assert_eq!(row(2.0, None, Target::TimesPeer(1.0)).met(), None, "no peer, no verdict");
         assert_eq!(row(49.0, None, Target::Below(50.0)).met(), Some(true));
+        assert_eq!(row(0.74, None, Target::AtLeast(0.75)).met(), Some(false));
         assert_eq!(row(3.70, Some(3.671), Target::AtMostTimesPeer(1.01)).met(), Some(true));
     }
 
