@@ -7,6 +7,7 @@ mod mask;
 mod pyjson;
 mod template;
 mod tokenize;
+mod tokenizer_files;
 
 pub use dataset::{DataError, Dataset, Summary, check_reader};
 pub use example::{Example, Target};

@@ -8,6 +8,7 @@ use super::{
     formats::Chat,
     mask::{self, MaskError},
     template::{ChatTemplate, TemplateError},
+    tokenizer_files,
 };
 
 /// What is wrong with a base's tokenizer.
@@ -56,17 +57,7 @@ impl Tokenizer {
     /// # Errors
     /// A file is missing or damaged.
     pub fn load(base_dir: &Path) -> Result<Self, TokenizerError> {
-        let bytes = fs::read(base_dir.join("tokenizer.json")).map_err(|error| {
-            TokenizerError::File(match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    "is missing; save the tokenizer in its fast form (save_pretrained of transformers writes it)"
-                        .to_owned()
-                }
-                _ => format!("cannot be read: {error}"),
-            })
-        })?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| TokenizerError::File(format!("is no tokenizer that is known: {error}")))?;
+        let mut inner = tokenizer_files::open(base_dir)?;
         inner.with_truncation(None).map_err(|error| TokenizerError::Run(error.to_string()))?;
         inner.with_padding(None);
         let template = ChatTemplate::load(base_dir)?;
