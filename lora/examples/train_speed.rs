@@ -233,7 +233,7 @@ fn run(args: &Args, base: &Arc<Base>, data: &Data, seed: u64) -> Result<Run, Fai
         let chosen: Vec<&Example> = sampler.step(step).iter().map(|&i| &data.train[i as usize]).collect();
         let lengths: Vec<usize> = chosen.iter().map(|example| example.tokens.len()).collect();
         for batch in cut(&lengths, args.micro_batches as usize, None) {
-            trainer.micro_batch(&batch.iter().map(|&place| chosen[place]).collect::<Vec<_>>())?;
+            trainer.micro_batch_at(&batch.iter().map(|&place| chosen[place]).collect::<Vec<_>>(), &batch)?;
         }
         compute.push(started.elapsed().as_secs_f64());
         let report = trainer.finish_step()?;

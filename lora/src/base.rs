@@ -1,10 +1,11 @@
 //! A frozen base in memory: loaded once, shared by every job that trains on it, never written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lorafleet_spec::base::{BaseShape, Head};
 use lorafleet_spec::job::Precision;
 
+use crate::model::weights::Weights;
 use crate::model::{ModelError, Transformer};
 
 /// Why a base cannot be loaded.
@@ -21,6 +22,7 @@ pub enum BaseError {
 /// A frozen base: its shape and its weights, ready to compute.
 #[derive(Debug)]
 pub struct Base {
+    dir: PathBuf,
     shape: BaseShape,
     model: Transformer,
     precision: Precision,
@@ -42,7 +44,7 @@ impl Base {
     pub fn load_as(dir: &Path, head: Head, precision: Precision) -> Result<Self, BaseError> {
         let shape = BaseShape::read(dir, head)?;
         let model = Transformer::load(dir, &shape, precision)?;
-        Ok(Self { shape, model, precision })
+        Ok(Self { dir: dir.to_owned(), shape, model, precision })
     }
 
     /// Its layers and their sizes.
@@ -53,6 +55,14 @@ impl Base {
     /// In what numbers its linear layers are held and multiplied.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// A tensor as its files hold it, row-major, by the name that the task's class has for it.
+    ///
+    /// # Errors
+    /// The base has no such tensor, or its file was moved or truncated since it was loaded.
+    pub fn tensor(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        Weights::open_one(&self.dir, &self.shape, name)?.read(name)
     }
 
     /// The model.

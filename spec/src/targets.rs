@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub use rule::{ALL_LINEAR, TargetRule, check_pattern};
-pub use saved::{Saved, saved};
+pub use saved::{Saved, saved, saved_made};
 
 use choose::{Candidate, Chooser};
 use rule::Patterns;

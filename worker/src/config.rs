@@ -24,6 +24,8 @@ pub struct Cli {
 pub enum Command {
     /// Answers a prompt with a base and, if given, an adapter of this machine.
     Generate(GenerateArgs),
+    /// Merges an adapter of this machine into its base, as a new Hugging Face folder.
+    Merge(MergeArgs),
     /// Prints the logits of some tokens as JSON, to compare with other programs.
     Logits(LogitsArgs),
 }
@@ -157,6 +159,37 @@ pub struct GenerateArgs {
     /// Print JSON: prompt and answer.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What to merge.
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    /// The base's folder.
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// The adapter's folder, in PEFT's format.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// The folder to write; it must not exist.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Number type of all weights. Default: each keeps its own.
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub dtype: Option<MergeDtype>,
+    /// Threads that compute. Default: the machine's cores.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// Number types that a merge can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MergeDtype {
+    /// 32-bit floating point.
+    F32,
+    /// IEEE 16-bit floating point.
+    F16,
+    /// bfloat16.
+    Bf16,
 }
 
 /// What to compute logits of.
@@ -307,5 +340,9 @@ mod tests {
         let cli =
             Cli::try_parse_from(["lorafleet-worker", "generate", "--base", "b", "--prompt", "p"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Generate(_))));
+        let line =
+            ["lorafleet-worker", "merge", "--base", "b", "--adapter", "a", "--out", "o", "--dtype", "bf16"];
+        let Some(Command::Merge(args)) = Cli::try_parse_from(line).unwrap().command else { panic!("merge") };
+        assert_eq!(args.dtype, Some(MergeDtype::Bf16));
     }
 }

@@ -31,7 +31,8 @@ fn answer(args: &GenerateArgs) -> anyhow::Result<String> {
     let base = Base::load(&args.base).with_context(of_base)?;
     let tokenizer = Tokenizer::load(&args.base).with_context(of_base)?;
     let load = |dir: &std::path::PathBuf| {
-        Adapter::load(dir, base.shape()).with_context(|| format!("the adapter {}", dir.display()))
+        Adapter::load(dir, base.shape(), &|name| base.tensor(name))
+            .with_context(|| format!("the adapter {}", dir.display()))
     };
     let adapter = args.adapter.as_ref().map(load).transpose()?;
     let prompt = tokenizer.encode_prompt(&args.prompt).context("the prompt")?;

@@ -12,6 +12,7 @@ pub mod config;
 pub mod generate;
 pub mod health;
 pub mod logits;
+pub mod merge;
 pub mod resources;
 pub mod run;
 pub mod serve;

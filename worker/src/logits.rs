@@ -12,9 +12,10 @@ use crate::config::LogitsArgs;
 pub fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     let base = Base::load(&args.base).with_context(|| format!("the base {}", args.base.display()))?;
     let adapter = match &args.adapter {
-        Some(dir) => {
-            Some(Adapter::load(dir, base.shape()).with_context(|| format!("the adapter {}", dir.display()))?)
-        }
+        Some(dir) => Some(
+            Adapter::load(dir, base.shape(), &|name| base.tensor(name))
+                .with_context(|| format!("the adapter {}", dir.display()))?,
+        ),
         None => None,
     };
     let vocabulary = base.model().vocabulary();

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use lorafleet_worker::{
     config::{Cli, Command},
-    generate, logits, serve,
+    generate, logits, merge, serve,
 };
 
 /// Threads for the network and the store; training has its own.
@@ -15,6 +15,7 @@ fn main() -> anyhow::Result<()> {
     match &cli.command {
         Some(Command::Generate(args)) => return generate::run(args),
         Some(Command::Logits(args)) => return logits::run(args),
+        Some(Command::Merge(args)) => return merge::run(args),
         None => {}
     }
     let args = cli.serve;

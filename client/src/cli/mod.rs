@@ -4,11 +4,13 @@ mod cancel;
 mod checkpoints;
 mod download;
 mod exit;
+mod folders;
 mod follow;
 mod generate;
 mod get;
 mod list;
 mod logs;
+mod merge;
 mod output;
 mod submit;
 mod transfer;
@@ -67,6 +69,8 @@ enum Command {
     Validate(validate::Args),
     /// Answer a prompt with a trained adapter.
     Generate(generate::Args),
+    /// Write a base with an adapter merged into it, for any program that reads Hugging Face folders.
+    Merge(merge::Args),
 }
 
 /// Does what the command line asks.
@@ -88,6 +92,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Workers(args) => workers::run(args, &fleet).await,
         Command::Validate(args) => validate::run(&args),
         Command::Generate(args) => generate::run(args, &fleet).await,
+        Command::Merge(args) => merge::run(args, &fleet).await,
     }
 }
 

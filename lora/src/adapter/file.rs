@@ -6,33 +6,53 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::{AdapterError, WEIGHTS_FILE};
-use crate::params::{AdaptedModule, Layout};
+use crate::params::{AdaptedModule, Layout, ModuleKind};
 
-/// PEFT's key of a module's `A` (`[rank, in_features]`).
-pub fn key_a(module: &str) -> String {
-    format!("base_model.model.{module}.lora_A.weight")
-}
-
-/// PEFT's key of a module's `B` (`[out_features, rank]`).
-pub fn key_b(module: &str) -> String {
-    format!("base_model.model.{module}.lora_B.weight")
-}
-
-/// One named matrix of a flat buffer.
+/// One named tensor of a flat buffer.
 pub(crate) struct Matrix {
     pub key: String,
     pub shape: Vec<usize>,
     pub place: std::ops::Range<usize>,
 }
 
-/// Every matrix of an adapter under PEFT's key, in the order of the flat buffers.
+/// Every tensor of an adapter under PEFT's key, in the order of the flat buffers.
+///
+/// Linear layers: `….lora_A.weight` `[rank, in]`, `….lora_B.weight` `[out, rank]`. Embeddings: `….lora_embedding_A`
+/// `[rank, rows]`, `….lora_embedding_B` `[columns, rank]`. DoRA: `….lora_magnitude_vector` `[out]`. Whole tensors keep
+/// their names, behind PEFT's prefix.
 pub(crate) fn matrices(layout: &Layout) -> Vec<Matrix> {
-    let pair = |m: &AdaptedModule| {
-        let a = Matrix { key: key_a(&m.module), shape: vec![m.rank, m.in_features], place: m.a.clone() };
-        let b = Matrix { key: key_b(&m.module), shape: vec![m.out_features, m.rank], place: m.b.clone() };
-        [a, b]
+    let mut matrices: Vec<Matrix> = layout.modules().iter().flat_map(module_matrices).collect();
+    matrices.extend(layout.whole().iter().map(|tensor| Matrix {
+        key: format!("{PREFIX}{}", tensor.name),
+        shape: tensor.shape.clone(),
+        place: tensor.place.clone(),
+    }));
+    matrices.sort_by_key(|matrix| matrix.place.start);
+    matrices
+}
+
+/// What PEFT puts before every name of the model.
+const PREFIX: &str = "base_model.model.";
+/// What PEFT calls the frozen weights within an adapted module; it copies embeddings' into the adapter's file.
+const FROZEN: &str = ".base_layer.";
+
+fn module_matrices(m: &AdaptedModule) -> Vec<Matrix> {
+    let name = &m.module;
+    let (a, b) = match m.kind {
+        ModuleKind::Linear => ("lora_A.weight", "lora_B.weight"),
+        ModuleKind::Embedding => ("lora_embedding_A", "lora_embedding_B"),
     };
-    layout.modules().iter().flat_map(pair).collect()
+    let matrix = |tensor: &str, shape: Vec<usize>, place: &std::ops::Range<usize>| Matrix {
+        key: format!("{PREFIX}{name}.{tensor}"),
+        shape,
+        place: place.clone(),
+    };
+    let mut all =
+        vec![matrix(a, vec![m.rank, m.in_features], &m.a), matrix(b, vec![m.out_features, m.rank], &m.b)];
+    if let Some(place) = &m.magnitude {
+        all.push(matrix("lora_magnitude_vector", vec![m.out_features], place));
+    }
+    all
 }
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
@@ -65,6 +85,20 @@ pub fn read_weights(layout: &Layout, bytes: &[u8]) -> Result<Vec<f32>, AdapterEr
     Ok(weights)
 }
 
+/// Classes of the classifier whose head the bytes of `adapter_model.safetensors` hold.
+///
+/// # Errors
+/// When the file is damaged, or holds no classifier's last layer.
+pub fn labels(bytes: &[u8]) -> Result<usize, AdapterError> {
+    const LAST: [&str; 3] = ["classifier.out_proj.weight", "classifier.weight", "score.weight"];
+    let file = parse(WEIGHTS_FILE, bytes)?;
+    let last = LAST.iter().find_map(|name| file.tensor(&format!("{PREFIX}{name}")).ok());
+    last.and_then(|view| view.shape().first().copied()).ok_or_else(|| AdapterError::Tensors {
+        file: WEIGHTS_FILE,
+        problems: format!("a classifier's adapter holds its last layer, one of {}", LAST.join(", ")),
+    })
+}
+
 fn parse<'a>(file: &'static str, bytes: &'a [u8]) -> Result<SafeTensors<'a>, AdapterError> {
     SafeTensors::deserialize(bytes)
         .map_err(|error| AdapterError::Safetensors { file, message: error.to_string() })
@@ -80,7 +114,9 @@ struct Problems<'a> {
 
 impl<'a> Problems<'a> {
     fn new(tensors: &'a SafeTensors<'a>, file: &'static str) -> Self {
-        let unread = tensors.names().into_iter().map(str::to_owned).collect();
+        // PEFT copies the frozen weights of an adapted embedding along; the base has them.
+        let unread = tensors.names().into_iter().filter(|name| !name.contains(FROZEN));
+        let unread = unread.map(str::to_owned).collect();
         Self { tensors, file, unread, found: Vec::new() }
     }
 
@@ -170,13 +206,61 @@ mod tests {
     }
 
     #[test]
+    fn every_form_has_pefts_keys() {
+        let mut layout = Layout::new();
+        let module = |module, kind| crate::params::ModuleSpec {
+            module,
+            kind,
+            in_features: 5,
+            out_features: 3,
+            rank: 2,
+            scale: 1.0,
+            magnitude: true,
+        };
+        layout.push_whole("classifier.dense.weight", &[3, 5]);
+        layout.push_module(&module("model.embed_tokens", ModuleKind::Embedding));
+        layout.push_module(&module("lm_head", ModuleKind::Linear));
+        let keys: Vec<_> = matrices(&layout).into_iter().map(|m| (m.key, m.shape)).collect();
+        let expected = [
+            ("base_model.model.classifier.dense.weight", vec![3, 5]),
+            ("base_model.model.model.embed_tokens.lora_embedding_A", vec![2, 5]),
+            ("base_model.model.model.embed_tokens.lora_embedding_B", vec![3, 2]),
+            ("base_model.model.model.embed_tokens.lora_magnitude_vector", vec![3]),
+            ("base_model.model.lm_head.lora_A.weight", vec![2, 5]),
+            ("base_model.model.lm_head.lora_B.weight", vec![3, 2]),
+            ("base_model.model.lm_head.lora_magnitude_vector", vec![3]),
+        ];
+        assert_eq!(keys, expected.map(|(key, shape)| (key.to_owned(), shape)));
+        let weights: Vec<f32> = (0..layout.len()).map(|i| i as f32).collect();
+        assert_eq!(read_weights(&layout, &write_weights(&layout, &weights)).unwrap(), weights);
+    }
+
+    #[test]
+    fn an_embeddings_frozen_weights_are_passed_over() {
+        let mut layout = Layout::new();
+        layout.push("lm_head", 1, 1, 1, 1.0);
+        let value = 0.5f32.to_le_bytes();
+        let view = || TensorView::new(Dtype::F32, vec![1, 1], &value).unwrap();
+        let names = ["lm_head.lora_A.weight", "lm_head.lora_B.weight", "lm_head.base_layer.weight"];
+        let tensors = names.map(|name| (format!("{PREFIX}{name}"), view()));
+        let bytes = safetensors::serialize(tensors, None).unwrap();
+        assert_eq!(read_weights(&layout, &bytes).unwrap(), [0.5, 0.5]);
+    }
+
+    #[test]
     fn half_precision_files_are_read() {
         let mut layout = Layout::new();
         layout.push("q", 1, 1, 1, 1.0);
         let (a, b) = (half::f16::from_f32(0.5).to_le_bytes(), half::bf16::from_f32(-2.0).to_le_bytes());
         let tensors = [
-            (key_a("q"), TensorView::new(Dtype::F16, vec![1, 1], &a).unwrap()),
-            (key_b("q"), TensorView::new(Dtype::BF16, vec![1, 1], &b).unwrap()),
+            (
+                "base_model.model.q.lora_A.weight".to_owned(),
+                TensorView::new(Dtype::F16, vec![1, 1], &a).unwrap(),
+            ),
+            (
+                "base_model.model.q.lora_B.weight".to_owned(),
+                TensorView::new(Dtype::BF16, vec![1, 1], &b).unwrap(),
+            ),
         ];
         let bytes = safetensors::serialize(tensors, None).unwrap();
         assert_eq!(read_weights(&layout, &bytes).unwrap(), [0.5, -2.0]);

@@ -98,7 +98,7 @@ impl Low<'_> {
 }
 
 /// The Euclidean norm, in one order.
-pub(super) fn norm(x: &[f32]) -> f32 {
+pub(crate) fn norm(x: &[f32]) -> f32 {
     let mut sums = [0f64; 8];
     for chunk in x.chunks(sums.len()) {
         for (sum, &x) in sums.iter_mut().zip(chunk) {

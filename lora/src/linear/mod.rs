@@ -26,6 +26,7 @@ mod tests;
 pub(crate) use backward::{Into, Reduced, Upstream, backward_input, backward_weights};
 pub(crate) use factors::Factors;
 pub(crate) use forward::{Kept, forward};
+pub(crate) use magnitude::norm;
 pub(crate) use rows::{Rows, TokenKey};
 
 use lorafleet_spec::job::Precision;

@@ -18,11 +18,10 @@ pub struct PackedBatch {
     /// 1 for tokens of a pair's second text; empty where no example is a pair.
     types: Vec<u32>,
     spans: Vec<Range<usize>>,
-    /// The example of each span, by its place in the batch.
+    /// The example of each span, by its place in the batch, or in the step once that is known.
     examples: Vec<u32>,
     labels: Labels,
     given: usize,
-    first: u32,
 }
 
 /// What is to be predicted of a batch.
@@ -74,10 +73,12 @@ impl PackedBatch {
         Ok(batch)
     }
 
-    /// Says that the batch's first example is the step's `first`: dropout masks belong to an example's place in the step.
+    /// Says which places in the step the batch's examples have, in order: an example's dropout mask belongs to its place in
+    /// the step, not to the micro-batch that it lies in.
     #[must_use]
-    pub fn starting_at(self, first: u32) -> Self {
-        Self { first, ..self }
+    pub fn at_places(mut self, places: &[usize]) -> Self {
+        self.examples.iter_mut().for_each(|example| *example = places[*example as usize] as u32);
+        self
     }
 
     /// Packs pairs of tokens and labels; where `labels[i]` is set, token i is to be predicted from those before it.
@@ -193,8 +194,7 @@ impl PackedBatch {
 
     /// Which token of which of the step's examples each row is.
     pub(crate) fn keys(&self) -> Vec<TokenKey> {
-        let key = |(span, example): (&Range<usize>, &u32)| {
-            let example = self.first + example;
+        let key = |(span, &example): (&Range<usize>, &u32)| {
             (0..span.len() as u32).map(move |token| TokenKey { example, token })
         };
         self.spans.iter().zip(&self.examples).flat_map(key).collect()
@@ -229,7 +229,8 @@ mod tests {
         assert_eq!(batch.spans(), [0..3, 3..4]);
         assert_eq!(batch.labels(), &Labels::Tokens { rows: vec![1, 2, 3], targets: vec![7, 8, 4] });
         assert_eq!((batch.tokens(), batch.labelled_tokens(), batch.longest()), (9, 3, 3));
-        let keys: Vec<_> = batch.starting_at(8).keys().iter().map(|key| (key.example, key.token)).collect();
+        let keys: Vec<_> =
+            batch.at_places(&[8, 9, 10]).keys().iter().map(|key| (key.example, key.token)).collect();
         assert_eq!(keys, [(8, 0), (8, 1), (8, 2), (10, 0)]);
     }
 

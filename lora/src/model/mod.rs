@@ -22,7 +22,7 @@ mod projection;
 mod tests;
 mod transformer;
 mod until;
-mod weights;
+pub(crate) mod weights;
 
 use std::path::PathBuf;
 

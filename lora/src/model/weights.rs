@@ -6,7 +6,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use lorafleet_spec::BaseShape;
-use lorafleet_spec::base::Dtype;
+use lorafleet_spec::base::{Dtype, TensorEntry};
 use memmap2::Mmap;
 
 use super::ModelError;
@@ -20,8 +20,21 @@ pub(crate) struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// Maps every file that holds a tensor of the base.
     pub fn open(dir: &Path, shape: &'a BaseShape) -> Result<Self, ModelError> {
+        Self::map(dir, shape, shape.tensors.values())
+    }
+
+    /// Maps the file that holds one tensor.
+    pub fn open_one(dir: &Path, shape: &'a BaseShape, name: &str) -> Result<Self, ModelError> {
+        Self::map(dir, shape, shape.tensors.get(name))
+    }
+
+    fn map(
+        dir: &Path,
+        shape: &'a BaseShape,
+        entries: impl IntoIterator<Item = &'a TensorEntry>,
+    ) -> Result<Self, ModelError> {
         let mut files = HashMap::new();
-        for entry in shape.tensors.values() {
+        for entry in entries {
             if files.contains_key(entry.file.as_str()) {
                 continue;
             }

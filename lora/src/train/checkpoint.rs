@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{TrainError, Trainer};
-use crate::adapter::config::AdapterConfig;
-use crate::adapter::{Adapter, AdapterError, CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE, file};
+use crate::adapter::{Adapter, AdapterError, CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE};
 use crate::optim;
 
 /// The files of a checkpoint that belong to the trainer, by name.
@@ -26,13 +25,15 @@ impl Trainer {
     /// When a file is missing, damaged, or of another adapter. The current state is then untouched.
     pub fn restore(&mut self, files: &CheckpointFiles) -> Result<(), TrainError> {
         let get = |name: &'static str| files.get(name).ok_or(AdapterError::MissingFile(name));
-        let config = AdapterConfig::parse(get(CONFIG_FILE)?)?;
-        if config.layout(self.base.shape())? != *self.layout {
-            return Err(TrainError::OtherAdapter);
-        }
+        let both = (get(CONFIG_FILE)?.as_slice(), get(WEIGHTS_FILE)?.as_slice());
+        let adapter = match Adapter::restore(&self.config, &self.layout, both, self.base.shape()) {
+            Err(AdapterError::Other) => return Err(TrainError::OtherAdapter),
+            adapter => adapter?,
+        };
         let (_, spare) = self.states.current_and_spare();
-        spare.weights = file::read_weights(&self.layout, get(WEIGHTS_FILE)?)?;
+        spare.weights = adapter.weights;
         optim::file::read(self.optimizer.plan(), get(OPTIMIZER_FILE)?, spare)?;
+        self.start = adapter.start;
         self.states.adopt();
         self.abandon_step();
         Ok(())
@@ -48,6 +49,7 @@ impl Trainer {
         }
         let (_, spare) = self.states.current_and_spare();
         spare.start(&adapter.weights);
+        self.start = adapter.start.clone();
         self.states.adopt();
         self.abandon_step();
         Ok(())
@@ -56,9 +58,10 @@ impl Trainer {
     /// The current state as files.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.states.current();
+        let (config, weights) = self.adapter().files();
         let files = [
-            (CONFIG_FILE, self.config.to_json(&self.layout).into_bytes()),
-            (WEIGHTS_FILE, file::write_weights(&self.layout, &state.weights)),
+            (CONFIG_FILE, config),
+            (WEIGHTS_FILE, weights),
             (OPTIMIZER_FILE, optim::file::write(self.optimizer.plan(), state, &[])),
         ];
         Snapshot { step: state.step, files: files.map(|(name, bytes)| (name.to_owned(), bytes)).into() }

@@ -36,6 +36,11 @@ pub struct Trainer {
     base: Arc<Base>,
     config: AdapterConfig,
     layout: Arc<Layout>,
+    /// What is subtracted of the base (PiSSA, OLoRA).
+    start: Option<Arc<Vec<f32>>>,
+    /// Probability that an input of an adapter is dropped.
+    dropout: f32,
+    seed: u64,
     states: States,
     accumulator: Accumulator,
     /// Gradients of one micro-batch, then the mean gradient of the step.
@@ -68,21 +73,24 @@ impl Trainer {
         if base.precision() != job.train.precision {
             return Err(TrainError::Precision { base: base.precision(), job: job.train.precision });
         }
-        let base_model = Some(job.base.source.clone()).filter(|source| !source.is_empty());
-        let config = AdapterConfig { base_model, adapter: job.adapter.clone() };
-        let layout = Arc::new(config.layout(base.shape())?);
+        let (config, layout) = AdapterConfig::of_job(job, base.shape())?;
+        let layout = Arc::new(layout);
         let train = &job.train;
         let optimizer = setup::optimizer(train, &layout);
-        let weights = init::initial_weights(&layout, train.seed);
+        let read = |name: &str| base.tensor(name);
+        let initial = init::initial(&layout, job.adapter.init, train.seed, base.shape(), &read)?;
         let exact = train.reduce == Reduce::Exact;
         Ok(Self {
             base,
             config,
-            states: States::new(weights, optimizer.plan()),
+            states: States::new(initial.weights, optimizer.plan()),
             accumulator: Accumulator::new(layout.len(), control_words, exact, job.workers.max),
             gradients: vec![0.0; layout.len()],
             partials: Vec::new(),
             layout,
+            start: initial.start.map(Arc::new),
+            dropout: job.adapter.dropout as f32,
+            seed: train.seed,
             optimizer,
             rate: setup::rate(train, total_steps),
             peak: train.lr,
@@ -104,7 +112,8 @@ impl Trainer {
 
     /// The current weights as the model sees them.
     fn view(&self) -> AdapterView<'_> {
-        AdapterView::new(&self.layout, &self.states.current().weights)
+        let frozen_start = self.start.as_ref().map(|start| start.as_slice());
+        AdapterView { frozen_start, ..AdapterView::new(&self.layout, &self.states.current().weights) }
     }
 
     /// Sets a word that the members exchange with the gradients; it must stay below 2^24.
@@ -130,6 +139,7 @@ impl Trainer {
             config: self.config.clone(),
             layout: self.layout.clone(),
             weights: self.states.current().weights.clone(),
+            start: self.start.clone(),
         }
     }
 

@@ -6,7 +6,7 @@ use super::{TrainError, Trainer};
 use crate::exact::{AddError, Totals};
 use crate::model::PackedBatch;
 use crate::optim::{Update, clip};
-use crate::params::AdapterView;
+use crate::params::{AdapterView, Dropout};
 
 /// What one finished step was.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,9 +31,25 @@ impl Trainer {
     /// # Errors
     /// When the model refuses the examples, or a value is not finite or out of range: the job has diverged.
     pub fn micro_batch(&mut self, examples: &[&Example]) -> Result<(), TrainError> {
+        self.micro_batch_at(examples, &(0..examples.len()).collect::<Vec<_>>())
+    }
+
+    /// The same for examples at these places in the step: dropout depends on an example's place, not on how the step is cut
+    /// into micro-batches.
+    ///
+    /// # Errors
+    /// As [`Trainer::micro_batch`].
+    pub fn micro_batch_at(&mut self, examples: &[&Example], places: &[usize]) -> Result<(), TrainError> {
         let step = self.next_step()?;
-        let batch = PackedBatch::new(examples)?;
-        let view = AdapterView::new(&self.layout, &self.states.current().weights);
+        let batch = PackedBatch::new(examples)?.at_places(places);
+        let dropout = (self.dropout > 0.0).then_some(Dropout { p: self.dropout, seed: self.seed, step });
+        // Not `self.view()`: the gradients are borrowed beside it.
+        let view = AdapterView {
+            layout: &self.layout,
+            weights: &self.states.current().weights,
+            frozen_start: self.start.as_ref().map(|start| start.as_slice()),
+            dropout,
+        };
         let sum = self.base.model().loss_and_gradients(&batch, &view, &mut self.gradients, &self.flops)?;
         let totals = Totals {
             loss: sum.loss,

@@ -66,8 +66,9 @@ impl Gang {
         let world_size = self.members.len();
         for (index, member) in self.members.iter_mut().enumerate() {
             for batch in share(batches.len(), index, world_size) {
-                let batch: Vec<&Example> = batches[batch].iter().map(|&place| step[place]).collect();
-                member.micro_batch(&batch).unwrap();
+                let places = &batches[batch];
+                let batch: Vec<&Example> = places.iter().map(|&place| step[place]).collect();
+                member.micro_batch_at(&batch, places).unwrap();
             }
             member.set_control(0, index as u32 + 1);
         }

@@ -5,5 +5,4 @@ mod determinism;
 mod errors;
 mod evaluation;
 mod fixtures;
-mod merge;
 mod parity;

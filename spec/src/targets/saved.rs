@@ -42,6 +42,14 @@ pub fn saved(adapter: &AdapterSpec, shape: &BaseShape) -> Result<Saved, Vec<Fiel
     saved_with(adapter, shape, Care::Job)
 }
 
+/// The same for an adapter that PEFT may have made: names that match nothing pass, as they do there.
+///
+/// # Errors
+/// As [`saved`].
+pub fn saved_made(adapter: &AdapterSpec, shape: &BaseShape) -> Result<Saved, Vec<FieldError>> {
+    saved_with(adapter, shape, Care::Peft)
+}
+
 pub(super) fn saved_with(
     adapter: &AdapterSpec,
     shape: &BaseShape,

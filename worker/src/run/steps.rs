@@ -165,8 +165,9 @@ impl<'a> Training<'a> {
         let mut tokens = 0;
         for mine in sampler::share(batches.len(), index, world_size) {
             self.run.check()?;
-            let batch: Vec<&Example> = batches[mine].iter().map(|&place| chosen[place]).collect();
-            if let Err(error) = self.trainer.micro_batch(&batch) {
+            let places = &batches[mine];
+            let batch: Vec<&Example> = places.iter().map(|&place| chosen[place]).collect();
+            if let Err(error) = self.trainer.micro_batch_at(&batch, places) {
                 self.trainer.abandon_step();
                 return Ok(Some(error.to_string()));
             }
