@@ -97,7 +97,7 @@ impl ClassifierHead {
                     let message = format!("is of class {class}, but the model knows {}", self.labels);
                     return Err(ModelError::Example { index, message });
                 }
-                Ok(cross_entropy::forward_backward(logits, self.labels, classes))
+                Ok(cross_entropy::forward_backward(logits, self.labels, classes, None))
             }
             Labels::Scores(scores) if self.labels == 1 => Ok(squared_error(logits, scores)),
             Labels::Scores(_) => Err(ModelError::Task("scores need a model with one output")),

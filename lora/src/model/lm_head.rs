@@ -10,7 +10,8 @@ use super::parameters::{LinearId, NormId};
 use super::pass::Pass;
 use super::projection::{Lows, Projection};
 use crate::linear::{Into, Rows};
-use crate::ops::{OpError, cross_entropy, into_vec, matrix, softcap, view};
+use crate::ops::cross_entropy::softcap;
+use crate::ops::{OpError, cross_entropy, into_vec, matrix, view};
 
 const OP: &str = "loss";
 
@@ -58,7 +59,10 @@ impl LmHead {
 
     /// Logits of each row of `x` `[L, H]`, `[L, V]`.
     pub fn logits(&self, x: &Tensor, pass: &Pass) -> Result<Vec<f32>, ModelError> {
-        let Forwarded { normed, logits, lows } = self.forward(x, pass)?;
+        let Forwarded { normed, mut logits, lows } = self.forward(x, pass)?;
+        if let Some(cap) = self.softcap {
+            softcap(&mut logits, cap);
+        }
         recycle(normed, lows, pass)?;
         Ok(logits)
     }
@@ -70,7 +74,7 @@ impl LmHead {
             let of = chunk_of(pass.rows, &rows);
             let pass = &Pass { rows: &of, ..*pass };
             let forwarded = self.forward(&slice(x, &rows)?, pass)?;
-            loss += cross_entropy::forward(&forwarded.logits, self.vocabulary, &targets[rows]);
+            loss += cross_entropy::forward(&forwarded.logits, self.vocabulary, &targets[rows], self.softcap);
             pass.scope.pool.put(forwarded.logits);
             recycle(forwarded.normed, forwarded.lows, pass)?;
         }
@@ -100,16 +104,12 @@ impl LmHead {
             let part = slice(&x, &rows)?;
             let into = if rows.start == 0 { Into::Overwrite } else { Into::Add };
             let mut forwarded = self.forward(&part, pass)?;
-            let capped = self.softcap.map(|_| copy(&forwarded.logits, pass));
             loss += cross_entropy::forward_backward(
                 &mut forwarded.logits,
                 self.vocabulary,
                 &targets[rows.clone()],
+                self.softcap,
             );
-            if let (Some(cap), Some(capped)) = (self.softcap, capped) {
-                softcap::backward(&mut forwarded.logits, &capped, cap);
-                pass.scope.pool.put(capped);
-            }
             if let Some(d) = self.backward(&part, forwarded, wanted, gradients, into, pass)?
                 && let Some(dx) = &mut dx
             {
@@ -125,11 +125,7 @@ impl LmHead {
         let normed = self.norm.map(|norm| pass.norm(norm).forward(x, None, pass.scope)).transpose()?;
         let h = normed.as_ref().map_or(x, |(h, _)| h);
         let (logits, lows) = self.projection().forward_one(h, None, pass)?;
-        let mut logits = into_vec(OP, logits)?;
-        if let Some(cap) = self.softcap {
-            softcap::forward(&mut logits, cap);
-        }
-        Ok(Forwarded { normed, logits, lows })
+        Ok(Forwarded { normed, logits: into_vec(OP, logits)?, lows })
     }
 
     /// From the gradient of the logits, in their place, to that of `x`.
@@ -175,12 +171,6 @@ fn recycle(normed: Option<(Tensor, Tensor)>, lows: Lows, pass: &Pass) -> Result<
 fn chunk_of(all: &Rows, rows: &Range<usize>) -> Rows {
     let rows: Vec<u32> = rows.clone().map(|row| row as u32).collect();
     all.gather(&rows)
-}
-
-fn copy(values: &[f32], pass: &Pass) -> Vec<f32> {
-    let mut copy = pass.scope.pool.take(values.len());
-    copy.copy_from_slice(values);
-    copy
 }
 
 fn slice(x: &Tensor, rows: &Range<usize>) -> Result<Tensor, OpError> {

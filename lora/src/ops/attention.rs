@@ -127,10 +127,16 @@ impl Forward<'_> {
             for first in tile.clone().step_by(ROWS) {
                 let rows = first..(first + ROWS).min(tile.end);
                 let scores = &mut scores[(first - tile.start) * stride..];
-                let seen = whole_lanes(span.seen(rows.clone(), mask));
+                let seen = span.seen(rows.clone(), mask);
                 let visible: [_; ROWS] = std::array::from_fn(|i| span.visible(first + i, mask));
-                let softmax = numerators(scores, stride, &visible[..rows.len()], &seen, mask.softcap);
-                self.values(span, task, rows.clone(), &scores[seen.start..], stride, &seen, &mut result);
+                let softmax = numerators(
+                    scores,
+                    stride,
+                    &visible[..rows.len()],
+                    &whole_lanes(seen.clone()),
+                    mask.softcap,
+                );
+                self.values(span, task, rows.len(), scores, stride, seen.clone(), &mut result);
                 for (row, [max, inverse]) in rows.clone().zip(softmax) {
                     let token = span.queries.start + row;
                     let at = token * heads.q_columns() + task.head * dim;
@@ -141,7 +147,7 @@ impl Forward<'_> {
                         stats.write(2 * (token * heads.heads + task.head), &[max, inverse], 1.0);
                     }
                 }
-                flops += 4 * rows.len() * seen.len().min(span.keys.len()) * dim;
+                flops += 4 * rows.len() * seen.len() * dim;
             }
         }
         scope.flops.add(flops as u64);
@@ -173,26 +179,44 @@ impl Forward<'_> {
         }
     }
 
-    /// `numerators · v` of some rows over the keys of `seen`.
+    /// `numerators · v` of some rows over the keys of `seen`; `numerators` begins at key 0.
     #[allow(clippy::too_many_arguments)]
     fn values(
         &self,
         span: &Span,
         task: &Task,
-        rows: Range<usize>,
+        rows: usize,
         numerators: &[f32],
         stride: usize,
-        seen: &Range<usize>,
+        seen: Range<usize>,
         result: &mut [f32],
     ) {
         let Heads { head_dim: dim, .. } = self.heads;
         let columns = self.heads.kv_columns();
-        let first = span.keys.start + seen.start;
-        let v = &self.v[first * columns + task.head / self.heads.group() * dim..];
-        // Lanes past the last key are no rows of v.
-        let keys = seen.end.min(span.keys.len()) - seen.start;
-        let v = Right::Rows { data: v, stride: columns };
-        let left = Left::rows(numerators, stride);
-        serial(result, dim, (rows.len(), dim, keys), left, v, 1.0, false);
+        let v = &self.v[span.keys.start * columns + task.head / self.heads.group() * dim..];
+        sum_over_keys(result, dim, rows, seen, (numerators, stride), (v, columns));
+    }
+}
+
+/// Keys that one chain of sums goes over; the next ones are added to its result.
+const CHAIN: usize = 1024;
+
+/// `left · right` over some keys: `left` is `[rows, keys]`, `right` `[keys, D]`, each with the distance of its rows, both
+/// from key 0 on. Chains end at the same keys whatever else is seen.
+pub(super) fn sum_over_keys(
+    result: &mut [f32],
+    dim: usize,
+    rows: usize,
+    keys: Range<usize>,
+    (left, left_stride): (&[f32], usize),
+    (right, right_stride): (&[f32], usize),
+) {
+    let mut from = keys.start;
+    while from < keys.end {
+        let end = ((from / CHAIN + 1) * CHAIN).min(keys.end);
+        let weights = Left::rows(&left[from..], left_stride);
+        let values = Right::Rows { data: &right[from * right_stride..], stride: right_stride };
+        serial(result, dim, (rows, dim, end - from), weights, values, 1.0, from > keys.start);
+        from = end;
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::attention::Scatter;
+use super::attention::{Scatter, sum_over_keys};
 use super::attention_keys::PackedKeys;
 use super::attention_mask::{Heads, Mask, Span};
 use super::attention_rows::{RowStats, probabilities, whole_lanes};
@@ -141,19 +141,16 @@ impl Backward<'_> {
         let mut flops = 0;
         for first in block.queries.clone().step_by(ROWS) {
             let rows = first..(first + ROWS).min(block.queries.end);
-            let seen = whole_lanes(block.span.seen(rows.clone(), self.mask));
+            let keys = block.span.seen(rows.clone(), self.mask);
             let corner = (first - block.queries.start) * block.stride;
             let (p, ds) = (&mut block.p[corner..], &mut block.ds[corner..]);
             let stats: [RowStats; ROWS] =
                 std::array::from_fn(|i| self.row(block.span, block.head, first + i));
             let softcap = self.mask.softcap;
             probabilities(p, ds, block.stride, &stats[..rows.len()], &block.seen, self.heads.scale, softcap);
-            let keys = seen.start..seen.end.min(block.span.keys.len());
-            let left = Left::rows(&ds[seen.start..], block.stride);
-            let kv = block.head / self.heads.group();
-            let at = (block.span.keys.start + keys.start) * self.heads.kv_columns() + kv * dim;
-            let right = Right::Rows { data: &self.k[at..], stride: self.heads.kv_columns() };
-            serial(block.dq, dim, (rows.len(), dim, keys.len()), left, right, 1.0, false);
+            let kv_columns = self.heads.kv_columns();
+            let k = &self.k[block.span.keys.start * kv_columns + block.head / self.heads.group() * dim..];
+            sum_over_keys(block.dq, dim, rows.len(), keys.clone(), (ds, block.stride), (k, kv_columns));
             for (row, line) in rows.clone().zip(block.dq.chunks_exact(dim)) {
                 let at = (block.span.queries.start + row) * columns + block.head * dim;
                 // SAFETY: this unit alone owns this (token, head).

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::Scope;
 use super::attention_mask::{Heads, Span};
 use super::kernel::PANEL;
+use super::transpose::{Block, words};
 
 /// `[D, PANEL]` for each panel of keys of each key/value head of each sequence; zero past the last key.
 pub(crate) struct PackedKeys {
@@ -59,12 +60,10 @@ impl PackedKeys {
 
 /// Transposes rows `keys` of `x`, `columns` apart, into a panel.
 fn transpose(x: &[f32], columns: usize, keys: Range<usize>, panel: &mut [f32]) {
-    let x = &x[keys.start * columns..];
-    for (d, line) in panel.chunks_exact_mut(PANEL).enumerate() {
-        let (line, rest) = line.split_at_mut(keys.len());
-        for (key, value) in line.iter_mut().enumerate() {
-            *value = x[key * columns + d];
-        }
-        rest.fill(0.0);
+    let (rows, dim) = (keys.len(), panel.len() / PANEL);
+    let block = Block { words: &x[keys.start * columns..], stride: columns, rows, columns: dim };
+    words(block, panel, PANEL);
+    for line in panel.chunks_exact_mut(PANEL) {
+        line[rows..].fill(0.0);
     }
 }

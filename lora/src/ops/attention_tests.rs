@@ -157,3 +157,16 @@ fn a_token_does_not_depend_on_those_that_follow() {
         }
     }
 }
+
+/// Sums over keys end and go on at the same keys, however many follow.
+#[test]
+fn nor_does_one_of_a_very_long_sequence() {
+    let (q, k, v) = (noise(2200 * 60, 34), noise(2200 * 20, 35), noise(2200 * 20, 36));
+    let whole = forward(&q, &k, &v, &spans(&[2200]), Mask::CAUSAL);
+    for len in [1025, 2100] {
+        let part = forward(&q[..len * 60], &k[..len * 20], &v[..len * 20], &spans(&[len]), Mask::CAUSAL);
+        assert_eq!(part, whole[..len * 60], "{len} tokens");
+    }
+    let last = Span { queries: 2199..2200, keys: 0..2200 };
+    close(&whole[2199 * 60..], &plain_row(&q, &k, &v, &last, 0..2200), 1e-5);
+}

@@ -30,7 +30,6 @@ pub(crate) mod rope;
 pub(crate) mod rope_frequencies;
 pub(crate) mod scatter;
 pub(crate) mod simd;
-pub(crate) mod softcap;
 pub(crate) mod special;
 #[cfg(test)]
 pub(crate) mod tests;
