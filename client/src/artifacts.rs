@@ -30,6 +30,8 @@ const CHUNK: usize = 1 << 20;
 const READ_AHEAD: usize = 4;
 /// A download that brings nothing for this long has failed.
 const STALL: Duration = Duration::from_secs(60);
+/// The coordinator may take this long to copy a data set from another store.
+const IMPORT: Duration = Duration::from_secs(6 * 3600);
 /// An upload gets a minute, and a second for every so many bytes.
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
 /// A broken download is begun again so many times.
@@ -46,7 +48,7 @@ pub type ProgressFor<'a> = &'a dyn Fn(&str, u64) -> Progress;
 pub struct Uploaded {
     /// It was in the store already: nothing was sent.
     pub already_present: bool,
-    /// Lines that hold an example, for a data set that was sent.
+    /// Rows that hold an example, for a data set that was sent.
     pub examples: u64,
 }
 
@@ -84,11 +86,34 @@ impl Client {
     /// a broken upload is begun again.
     ///
     /// # Errors
-    /// `Invalid` with the line number for a bad line of a data set; `File` when the file cannot be read.
+    /// `File` when the file cannot be read, and those of any call.
     pub async fn upload(
         &self,
         artifact: &pb::ArtifactRef,
         file: &LocalFile,
+        progress: &Progress,
+    ) -> Result<Uploaded, ClientError> {
+        self.upload_checked(artifact, file, None, progress).await
+    }
+
+    /// Sends a file of a data set unless the store has it; `hint` says how its rows are to be read.
+    ///
+    /// # Errors
+    /// `Invalid` with the place of the first bad row; `File` when the file cannot be read.
+    pub async fn upload_data(
+        &self,
+        file: &LocalFile,
+        hint: pb::DataHint,
+        progress: &Progress,
+    ) -> Result<Uploaded, ClientError> {
+        self.upload_checked(&dataset(&file.sha256), file, Some(hint), progress).await
+    }
+
+    async fn upload_checked(
+        &self,
+        artifact: &pb::ArtifactRef,
+        file: &LocalFile,
+        hint: Option<pb::DataHint>,
         progress: &Progress,
     ) -> Result<Uploaded, ClientError> {
         if self.stat(artifact).await?.is_some() {
@@ -96,7 +121,8 @@ impl Client {
             return Ok(Uploaded { already_present: true, examples: 0 });
         }
         let unreadable = Arc::new(OnceLock::new());
-        let sent = idempotent(|| self.send(artifact, file, progress, &unreadable)).await;
+        let header = pb::UploadHeader { artifact: Some(artifact.clone()), size_bytes: file.size, data: hint };
+        let sent = idempotent(|| self.send(header.clone(), file, progress, &unreadable)).await;
         match (sent, Arc::into_inner(unreadable).and_then(OnceLock::into_inner)) {
             (Ok(answer), _) => {
                 Ok(Uploaded { already_present: answer.already_present, examples: answer.examples })
@@ -112,7 +138,8 @@ impl Client {
         artifact: &pb::ArtifactRef,
         bytes: Vec<u8>,
     ) -> Result<(), ClientError> {
-        let header = pb::UploadHeader { artifact: Some(artifact.clone()), size_bytes: bytes.len() as u64 };
+        let size_bytes = bytes.len() as u64;
+        let header = pb::UploadHeader { artifact: Some(artifact.clone()), size_bytes, data: None };
         let mut parts = vec![up::Part::Header(header)];
         parts.extend(bytes.chunks(CHUNK).map(|chunk| up::Part::Chunk(chunk.to_vec())));
         let messages = parts.into_iter().map(|part| pb::UploadFileRequest { part: Some(part) });
@@ -128,12 +155,11 @@ impl Client {
 
     async fn send(
         &self,
-        artifact: &pb::ArtifactRef,
+        header: pb::UploadHeader,
         file: &LocalFile,
         progress: &Progress,
         unreadable: &Arc<OnceLock<io::Error>>,
     ) -> Result<pb::UploadFileResponse, Status> {
-        let header = pb::UploadHeader { artifact: Some(artifact.clone()), size_bytes: file.size };
         let (parts, receiver) = mpsc::channel(READ_AHEAD);
         let (path, progress, unreadable) = (file.path.clone(), progress.clone(), unreadable.clone());
         let reader = tokio::task::spawn_blocking(move || {
@@ -148,6 +174,25 @@ impl Client {
         // The reader ends by itself: at the end of the file, or when the call dropped its receiver.
         reader.await.map_err(|error| Status::aborted(error.to_string()))?;
         Ok(answer?.into_inner())
+    }
+
+    /// Has the coordinator copy a data set from another object store: its files, each by its digest.
+    ///
+    /// # Errors
+    /// `Invalid` for a URL that cannot be read, with the place of the first bad row.
+    pub async fn import_data(
+        &self,
+        url: &str,
+        hint: pb::DataHint,
+    ) -> Result<pb::ImportDataResponse, ClientError> {
+        let imported = idempotent(|| {
+            let mut request =
+                Request::new(pb::ImportDataRequest { url: url.to_owned(), data: Some(hint.clone()) });
+            request.set_timeout(IMPORT);
+            let mut client = artifacts(self.channel.clone());
+            async move { client.import_data(request).await }
+        });
+        imported.await.map(tonic::Response::into_inner).map_err(|status| self.error(&status))
     }
 
     /// Receives a file into `folder/name`, which appears there only when it is whole and has the digest `sha256`

@@ -13,7 +13,7 @@ use lorafleet_spec::{
 };
 
 use crate::{
-    artifacts::{ProgressFor, base_file, dataset},
+    artifacts::{ProgressFor, base_file},
     cache::Cache,
     client::Client,
     error::ClientError,
@@ -125,11 +125,12 @@ impl JobFile {
 }
 
 impl Client {
-    /// Sends what a checked job file names and the fleet lacks, and sets the digests in its spec.
+    /// Sends what a checked job file names and the fleet lacks, and sets the digests in its spec; a data set at a store's
+    /// URL becomes the files that are found there.
     ///
     /// # Errors
-    /// `Invalid` for a source that is not on this machine and has no digest, or that has another digest than the
-    /// job file says; those of [`Client::upload`].
+    /// `Invalid` for a base that is not on this machine and has no digest, or for a source that has another digest than
+    /// the job file says; those of [`Client::upload_data`] and [`Client::import_data`].
     pub async fn upload_sources(
         &self,
         spec: &mut pb::JobSpec,
@@ -163,22 +164,44 @@ impl Client {
             start.sha256 = same("adapter.start", &start.sha256, sha256)?;
             sent.push(result);
         }
+        let task = spec.task;
         let data = spec.data.get_or_insert_default();
-        let train = data.train.iter_mut().map(|file| ("data.train", file));
-        for (field, data) in train.chain(data.eval.iter_mut().map(|file| ("data.eval", file))) {
-            let Some(path) = local(field, &data.source, &data.sha256, folder)? else { continue };
-            let file = hashed(path).await?;
-            data.sha256 = same(field, &data.sha256, file.sha256.clone())?;
-            let uploaded =
-                self.upload(&dataset(&file.sha256), &file, &progress(&data.source, file.size)).await?;
-            sent.push(Sent {
-                field,
-                source: data.source.clone(),
-                size: file.size,
-                already_present: uploaded.already_present,
-            });
+        let hint = pb::DataHint { task, columns: data.columns.clone(), ..Default::default() };
+        for (field, files) in [("data.train", &mut data.train), ("data.eval", &mut data.eval)] {
+            let mut pinned = Vec::with_capacity(files.len());
+            for file in std::mem::take(files) {
+                let (files, result) = self.send_data(field, file, folder, &hint, progress).await?;
+                pinned.extend(files);
+                sent.extend(result);
+            }
+            *files = pinned;
         }
         Ok(sent)
+    }
+
+    /// Sends one file of a data set, or has the coordinator fetch what a URL names; gives the files by their digests.
+    async fn send_data(
+        &self,
+        field: &'static str,
+        mut data: pb::DataRef,
+        folder: &Path,
+        hint: &pb::DataHint,
+        progress: ProgressFor<'_>,
+    ) -> Result<(Vec<pb::DataRef>, Option<Sent>), ClientError> {
+        if data.source.contains("://") && !digest::is_sha256(&data.sha256) {
+            let imported = self.import_data(&data.source, hint.clone()).await?;
+            let sent = Sent { field, source: data.source, size: imported.size_bytes, already_present: false };
+            return Ok((imported.files, Some(sent)));
+        }
+        let Some(path) = local(field, &data.source, &data.sha256, folder)? else {
+            return Ok((vec![data], None));
+        };
+        let file = hashed(path).await?;
+        data.sha256 = same(field, &data.sha256, file.sha256.clone())?;
+        let hint = pb::DataHint { name: data.source.clone(), ..hint.clone() };
+        let uploaded = self.upload_data(&file, hint, &progress(&data.source, file.size)).await?;
+        let (source, already_present) = (data.source.clone(), uploaded.already_present);
+        Ok((vec![data], Some(Sent { field, source, size: file.size, already_present })))
     }
 
     /// Sends a folder's files, the list of them last: it makes the folder whole. Returns its digest.

@@ -9,9 +9,13 @@ use lorafleet_proto::v1 as pb;
 use lorafleet_spec::{
     BaseShape, FieldError, Job,
     base::{Head, TensorFile, header_len},
-    fill_defaults, targets,
+    fill_defaults,
+    job::Task,
+    targets, validate,
 };
 use lorafleet_store::{Digest, FileName, Store, StoreError, Sums, layout};
+
+use crate::labels;
 
 /// Largest config.json that is read, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -41,7 +45,7 @@ pub enum CheckError {
 #[derive(Debug, Clone)]
 pub struct Checker {
     store: Store,
-    shapes: Arc<Mutex<HashMap<Digest, Arc<BaseShape>>>>,
+    shapes: Arc<Mutex<HashMap<(Digest, Head), Arc<BaseShape>>>>,
 }
 
 impl Checker {
@@ -53,7 +57,7 @@ impl Checker {
     /// Fills in the defaults and checks everything. All errors of the fields come at once, then those of content.
     pub async fn check(&self, spec: &mut pb::JobSpec) -> Result<(), CheckError> {
         fill_defaults(spec);
-        let job = Job::try_from(&*spec).map_err(CheckError::Fields)?;
+        let mut job = Job::try_from(&*spec).map_err(CheckError::Fields)?;
         let missing = job.missing_digests();
         if !missing.is_empty() {
             return Err(CheckError::Fields(missing));
@@ -66,8 +70,13 @@ impl Checker {
         if let Some(start) = &job.adapter.start {
             self.find_adapter("adapter.start", start.sha256.as_deref()).await?;
         }
+        if job.task == Task::Classification && job.data.labels.is_empty() {
+            let labels = labels::of_training(&self.store, &job).await?;
+            spec.data.get_or_insert_default().labels.clone_from(&labels);
+            job.data.labels = labels;
+        }
         let base = digest("base", job.base.sha256.as_deref())?;
-        let shape = self.base_shape(base).await?;
+        let shape = self.base_shape(base, validate::head(job.task, job.data.labels.len().max(1))).await?;
         let mut errors = targets::resolve(&job.adapter, &shape).err().unwrap_or_default();
         if job.train.max_length as usize > shape.max_positions {
             errors.push(FieldError::new(
@@ -95,8 +104,8 @@ impl Checker {
         }
     }
 
-    async fn base_shape(&self, base: Digest) -> Result<Arc<BaseShape>, CheckError> {
-        if let Some(shape) = self.remembered().get(&base) {
+    async fn base_shape(&self, base: Digest, head: Head) -> Result<Arc<BaseShape>, CheckError> {
+        if let Some(shape) = self.remembered().get(&(base, head)) {
             return Ok(Arc::clone(shape));
         }
         let sums = match lorafleet_store::read_sums(&self.store, &base).await {
@@ -105,16 +114,16 @@ impl Checker {
             }
             other => other?,
         };
-        let shape = Arc::new(self.read_shape(&base, &sums).await?);
+        let shape = Arc::new(self.read_shape(&base, &sums, head).await?);
         let mut shapes = self.remembered();
         if shapes.len() >= REMEMBERED {
             shapes.clear();
         }
-        shapes.insert(base, Arc::clone(&shape));
+        shapes.insert((base, head), Arc::clone(&shape));
         Ok(shape)
     }
 
-    async fn read_shape(&self, base: &Digest, sums: &Sums) -> Result<BaseShape, CheckError> {
+    async fn read_shape(&self, base: &Digest, sums: &Sums, head: Head) -> Result<BaseShape, CheckError> {
         let mut config = None;
         let mut files = Vec::new();
         for name in sums.files().keys() {
@@ -126,7 +135,7 @@ impl Checker {
             }
         }
         let config = config.ok_or_else(|| wrong_base("config.json is missing"))?;
-        BaseShape::parse(&config, &files, Head::LanguageModel).map_err(|error| wrong_base(error.to_string()))
+        BaseShape::parse(&config, &files, head).map_err(|error| wrong_base(error.to_string()))
     }
 
     /// The header of one safetensors file; its tensors are not read.
@@ -156,7 +165,7 @@ impl Checker {
         Ok(TensorFile { name: name.to_string(), header, file_bytes })
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<BaseShape>>> {
+    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<(Digest, Head), Arc<BaseShape>>> {
         // No code panics while it holds the lock.
         self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -166,7 +175,7 @@ fn wrong_base(message: impl Into<String>) -> CheckError {
     CheckError::Fields(vec![FieldError::new("base", message)])
 }
 
-fn digest(field: &'static str, sha256: Option<&str>) -> Result<Digest, CheckError> {
+pub(crate) fn digest(field: &'static str, sha256: Option<&str>) -> Result<Digest, CheckError> {
     let text = sha256.unwrap_or_default();
     text.parse().map_err(|_| {
         let message = format!("`{text}` is not a sha256: 64 lower-case hex digits");

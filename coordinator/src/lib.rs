@@ -22,6 +22,7 @@ mod fleet;
 mod gang;
 mod hub;
 mod intake;
+mod labels;
 mod leadership;
 mod metrics;
 mod points;

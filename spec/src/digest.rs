@@ -64,6 +64,17 @@ pub fn base_digest(files: &[(String, String)]) -> String {
     sha256_hex(sums_text(files).as_bytes())
 }
 
+/// The digest of a data set of these files in this order: the file's own where there is one, else the sha256 of the
+/// files' digests, one a line.
+pub fn data_digest<S: AsRef<str>>(files: &[S]) -> String {
+    match files {
+        [one] => one.as_ref().to_owned(),
+        files => {
+            sha256_hex(files.iter().fold(String::new(), |text, file| text + file.as_ref() + "\n").as_bytes())
+        }
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -88,6 +99,13 @@ mod tests {
         let text = sums_text(&[b.clone(), a.clone()]);
         assert!(text.ends_with("  b.json\n"));
         assert_eq!(parse_sums(&text), Some(vec![a, b]));
+    }
+
+    #[test]
+    fn a_data_set_depends_on_the_order_of_its_files() {
+        assert_eq!(data_digest(&["a"]), "a");
+        assert_eq!(data_digest(&["a", "b"]), sha256_hex(b"a\nb\n"));
+        assert_ne!(data_digest(&["a", "b"]), data_digest(&["b", "a"]));
     }
 
     #[test]

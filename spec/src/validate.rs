@@ -1,24 +1,19 @@
 //! Everything that can be said of a job file before it is sent: what the fleet would say, on a laptop.
 
-use std::{
-    fmt,
-    fs::File,
-    io::BufReader,
-    path::{Path, PathBuf},
-};
+mod data_sets;
+mod show;
+
+use std::path::{Path, PathBuf};
 
 use lorafleet_proto::v1 as pb;
 
 use crate::{
     base::{BaseError, BaseShape, BaseSource, Head},
-    data::{self, DataError, Dataset, Tokenizer},
-    job::{self, FieldError, Job},
+    data::{self, Tokenizer},
+    job::{self, FieldError, Job, Task},
     plan::Plan,
     targets::{self, Target},
 };
-
-/// Bad lines of one data set that are told before the rest is left.
-const BAD_LINES: usize = 10;
 
 /// What was found.
 #[derive(Debug)]
@@ -62,11 +57,21 @@ pub fn base_of(text: &str) -> Option<pb::BaseRef> {
 
 /// The same as [`job_file`] where the base was already brought to a folder.
 pub fn job_file_on(text: &str, dir: &Path, base: Option<&Path>) -> Report {
-    let (spec, parts, errors) = job::read_lenient(text);
+    let (mut spec, parts, errors) = job::read_lenient(text);
     let mut checker = Checker { dir, errors, notes: Vec::new() };
     let base_dir = base.map(Path::to_owned).or_else(|| checker.base(spec.base.as_ref()));
-    let shape = base_dir.as_deref().and_then(|dir| checker.shape(dir));
+    let told = checker.errors.len();
     let tokenizer = base_dir.as_deref().and_then(|dir| checker.tokenizer(dir));
+    let task =
+        if spec.task == pb::Task::Classification as i32 { Task::Classification } else { Task::CausalLm };
+    // Positions do not depend on the head, whose size only the data's labels tell. Errors are told below.
+    let positions = base_dir.as_deref().and_then(|dir| BaseShape::read(dir, head(task, 2)).ok());
+    let positions = positions.map_or(usize::MAX, |shape| shape.max_positions);
+    let sets = checker.sets(&mut spec, parts.data.as_ref(), task, tokenizer.as_ref(), positions);
+    // The base's own errors come first: they may be the reason of the others.
+    let later = checker.errors.split_off(told);
+    let shape = base_dir.as_deref().and_then(|dir| checker.shape(dir, head(task, sets.outputs)));
+    checker.errors.extend(later);
     let targets = match (&shape, &parts.adapter) {
         (Some(shape), Some(adapter)) if !checker.has_errors("adapter") => {
             checker.keep(targets::resolve(adapter, shape))
@@ -80,20 +85,21 @@ pub fn job_file_on(text: &str, dir: &Path, base: Option<&Path>) -> Report {
     if let (Some(shape), Some(tokenizer)) = (&shape, &tokenizer) {
         checker.prompts(&spec, tokenizer, shape);
     }
-    let max_positions = shape.as_ref().map_or(usize::MAX, |shape| shape.max_positions);
-    let read = |checker: &mut Checker<'_>, path, data: Option<&pb::DataRef>| {
-        let file = checker.source(path, data.map(|data| data.source.as_str()))?;
-        checker.data(path, &file, tokenizer.as_ref(), max_length.min(max_positions), max_positions)
-    };
-    let train = read(&mut checker, "data.train", spec.data.as_ref().and_then(|data| data.train.first()));
-    let eval = read(&mut checker, "data.eval", spec.data.as_ref().and_then(|data| data.eval.first()));
     let summary = (|| {
         let job = Job::try_from(&spec).ok().filter(|_| checker.errors.is_empty())?;
-        let (shape, targets, train) = (shape?, targets?, train?);
+        let (shape, targets, train) = (shape?, targets?, sets.train?);
         let plan = Plan::new(&job, &shape, &targets, &train);
-        Some(Summary { shape, targets, train, eval, plan })
+        Some(Summary { shape, targets, train, eval: sets.eval, plan })
     })();
     Report { errors: checker.errors, notes: checker.notes, spec, summary }
+}
+
+/// The head that a task wants, with `outputs` numbers for a classifier.
+pub fn head(task: Task, outputs: usize) -> Head {
+    match task {
+        Task::CausalLm => Head::LanguageModel,
+        Task::Classification => Head::Classifier { labels: outputs },
+    }
 }
 
 /// Checks a job against its base: the layers that it trains.
@@ -162,8 +168,8 @@ impl Checker<'_> {
         Some(self.dir.join(source))
     }
 
-    fn shape(&mut self, dir: &Path) -> Option<BaseShape> {
-        match BaseShape::read(dir, Head::LanguageModel) {
+    fn shape(&mut self, dir: &Path, head: Head) -> Option<BaseShape> {
+        match BaseShape::read(dir, head) {
             Ok(shape) => Some(shape),
             Err(BaseError::Many(errors)) => {
                 errors.into_iter().for_each(|error| self.error("base", error));
@@ -200,119 +206,6 @@ impl Checker<'_> {
             }
         }
     }
-
-    fn data(
-        &mut self,
-        path: &str,
-        file: &Path,
-        tokenizer: Option<&Tokenizer>,
-        max_length: usize,
-        max_positions: usize,
-    ) -> Option<data::Summary> {
-        let reader = match open(file) {
-            Ok(file) => BufReader::new(file),
-            Err(error) => {
-                self.error(path, format!("{} cannot be read: {error}", file.display()));
-                return None;
-            }
-        };
-        let result = match tokenizer {
-            Some(tokenizer) => Dataset::read_all(reader, tokenizer, max_length, max_positions, BAD_LINES)
-                .map(|dataset| Some(dataset.summary)),
-            // Without a tokenizer the lines can still be checked.
-            None => data::check_reader(reader).map(|_| None).map_err(|error| vec![error]),
-        };
-        match result {
-            Ok(summary) => summary,
-            Err(errors) => {
-                for error in &errors {
-                    self.error(path, error);
-                }
-                if errors.len() == BAD_LINES && errors.iter().all(|e| matches!(e, DataError::Line { .. })) {
-                    self.error(
-                        path,
-                        format!("has {BAD_LINES} bad lines so far; those after them were not read"),
-                    );
-                }
-                None
-            }
-        }
-    }
-}
-
-/// Opens a file; a folder opens too, but its first read would give a stranger error.
-fn open(path: &Path) -> std::io::Result<File> {
-    if path.is_dir() {
-        return Err(std::io::Error::other("it is a folder, not a file"));
-    }
-    File::open(path)
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (shape, plan) = (&self.shape, &self.plan);
-        writeln!(
-            f,
-            "base     {} with {} parameters: {} layers, hidden {}, vocabulary {}, {} positions",
-            shape.family.name,
-            thousands(plan.base_parameters),
-            shape.layers,
-            shape.hidden,
-            shape.vocab,
-            shape.max_positions
-        )?;
-        let share = 100.0 * plan.trainable_parameters as f64
-            / (plan.base_parameters + plan.trainable_parameters) as f64;
-        writeln!(
-            f,
-            "adapter  {} parameters on {} linear layers, {share:.2}% of all",
-            thousands(plan.trainable_parameters),
-            self.targets.len()
-        )?;
-        for (name, data) in [("train", Some(&self.train)), ("eval", self.eval.as_ref())] {
-            let Some(data) = data else { continue };
-            writeln!(
-                f,
-                "{name:<8} {} examples ({}), {} tokens, {} of them labelled; {} cut off, {} left out",
-                thousands(data.examples),
-                data.format.name(),
-                thousands(data.tokens),
-                thousands(data.labelled_tokens),
-                thousands(data.truncated),
-                thousands(data.skipped)
-            )?;
-        }
-        writeln!(
-            f,
-            "work     {} steps of about {} tokens and {:.1} GFLOP; {} bytes reduced a step",
-            thousands(plan.total_steps),
-            thousands(plan.tokens_per_step.round() as u64),
-            plan.flops_per_step / 1e9,
-            thousands(plan.reduced_bytes)
-        )?;
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        write!(
-            f,
-            "memory   about {} MiB a worker: base {}, adapter {}, activations {}",
-            mib(plan.memory.total()),
-            mib(plan.memory.base),
-            mib(plan.memory.adapter),
-            mib(plan.memory.activations)
-        )
-    }
-}
-
-/// 1234567 as 1,234,567.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -112,14 +112,28 @@ fn scores(before: &[pb::Score], after: &[pb::Score]) -> Vec<(&'static str, Strin
     after.iter().map(line).collect()
 }
 
+/// Labels that are shown by name.
+const LABELS_SHOWN: usize = 12;
+
 fn data_line(data: &pb::DataSummary) -> String {
+    let from = if data.container.is_empty() { String::new() } else { format!(" from {}", data.container) };
+    let labelled = if data.labelled_tokens == data.examples {
+        String::new() // the label is the whole's
+    } else {
+        format!(", {} of them labelled", number(data.labelled_tokens))
+    };
     let mut text = format!(
-        "{} {} examples, {} tokens, {} of them labelled",
+        "{} examples ({}{from}), {} tokens{labelled}",
         number(data.examples),
         data.format,
-        number(data.tokens),
-        number(data.labelled_tokens)
+        number(data.tokens)
     );
+    if !data.labels.is_empty() {
+        let labels: Vec<_> = data.labels.iter().take(LABELS_SHOWN).map(|label| label.name.as_str()).collect();
+        let more = data.labels.len().saturating_sub(LABELS_SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        text += &format!("; {} labels: {}{more}", data.labels.len(), labels.join(", "));
+    }
     if data.truncated > 0 {
         text += &format!("; {} examples cut off at max_length", number(data.truncated));
     }

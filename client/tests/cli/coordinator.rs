@@ -33,6 +33,8 @@ pub struct State {
     /// Stored files by their place.
     pub files: HashMap<String, Vec<u8>>,
     /// Places in the order in which they were uploaded.
+    pub imports: Vec<pb::ImportDataRequest>,
+    pub hints: Vec<pb::DataHint>,
     pub uploads: Vec<String>,
     pub created: Vec<pb::CreateJobRequest>,
     /// CreateJob answers with these first.
@@ -258,9 +260,24 @@ impl Artifacts for Service {
         }
         let place = place(&header.artifact);
         let mut state = self.state();
+        state.hints.extend(header.data);
         state.uploads.push(place.clone());
         state.files.insert(place, bytes);
         Ok(Response::new(pb::UploadFileResponse { already_present: false, examples: 0 }))
+    }
+
+    async fn import_data(
+        &self,
+        request: Request<pb::ImportDataRequest>,
+    ) -> Result<Response<pb::ImportDataResponse>, Status> {
+        let request = request.into_inner();
+        let file = |name: &str| pb::DataRef {
+            source: request.url.replace('*', name),
+            sha256: sha256_hex(name.as_bytes()),
+        };
+        let files = vec![file("a"), file("b")];
+        self.state().imports.push(request);
+        Ok(Response::new(pb::ImportDataResponse { files, examples: 2, size_bytes: 100 }))
     }
 
     async fn download_file(

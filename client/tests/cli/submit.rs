@@ -77,6 +77,28 @@ async fn base_and_data_are_sent_once_and_named_by_digest() {
 }
 
 #[tokio::test]
+async fn patterns_become_files_and_urls_are_fetched_by_the_fleet() {
+    let coordinator = Coordinator::start(State::default()).await;
+    let job = Job::new();
+    std::fs::copy(job.folder.path().join("train.jsonl"), job.folder.path().join("also.jsonl")).unwrap();
+    let text = format!(
+        "base: {EXAMPLES}/base\ndata: {{train: ['*.jsonl', 's3://bucket/x/*.jsonl'], columns: {{}}}}\n"
+    );
+    std::fs::write(job.path(), text).unwrap();
+    let ran = lorafleet(&coordinator, &["submit", job.path()]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let state = coordinator.state();
+    let train = state.created[0].spec.clone().unwrap().data.unwrap().train;
+    let names: Vec<_> = train.iter().map(|file| file.source.as_str()).collect();
+    assert_eq!(names, ["also.jsonl", "train.jsonl", "s3://bucket/x/a.jsonl", "s3://bucket/x/b.jsonl"]);
+    assert!(train.iter().all(|file| file.sha256.len() == 64), "{train:?}");
+    let hint = state.imports[0].data.as_ref().unwrap();
+    assert_eq!(hint.task(), pb::Task::CausalLm);
+    let hints: Vec<_> = state.hints.iter().map(|hint| hint.name.as_str()).collect();
+    assert_eq!(hints, ["also.jsonl"], "the other has the same bytes");
+}
+
+#[tokio::test]
 async fn creation_is_retried_under_one_request_id() {
     let away = || Status::unavailable("going down");
     let coordinator =

@@ -1,7 +1,8 @@
 //! The Artifacts service: what goes into object storage through the coordinator, and what comes out of it.
 
+mod content;
 mod download;
-mod lines;
+mod import;
 mod place;
 mod upload;
 
@@ -79,6 +80,14 @@ impl pb::artifacts_server::Artifacts for ArtifactsService {
     ) -> Result<Response<pb::UploadFileResponse>, Status> {
         let _turn = self.turn().await?;
         Ok(Response::new(upload::receive(&self.store, request.into_inner()).await?))
+    }
+
+    async fn import_data(
+        &self,
+        request: Request<pb::ImportDataRequest>,
+    ) -> Result<Response<pb::ImportDataResponse>, Status> {
+        let _turn = self.turn().await?;
+        Ok(Response::new(import::import(&self.store, request.into_inner()).await?))
     }
 
     async fn download_file(

@@ -3,7 +3,7 @@
 use super::Dtype;
 
 /// What the task wants at the end of the transformer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Head {
     /// The next token's logits: `AutoModelForCausalLM`.
     LanguageModel,

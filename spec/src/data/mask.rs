@@ -41,11 +41,11 @@ pub enum MaskError {
 /// # Errors
 /// The template or the tokenizer fails, or the template is not prefix-stable.
 pub fn encode(tokenizer: &Tokenizer, chat: &Chat) -> Result<(Vec<u32>, Vec<bool>), MaskError> {
-    let template = tokenizer.template();
+    let template = tokenizer.template().ok_or(TemplateError::Missing)?;
     let whole = template.render(chat, chat.messages.len(), false)?;
     let mut spans = Vec::new();
     for (i, message) in chat.messages.iter().enumerate() {
-        if message.get("role").and_then(|role| role.as_str()) == Some("assistant") {
+        if chat.learned[i] && message.get("role").and_then(|role| role.as_str()) == Some("assistant") {
             let before = template.render(chat, i, true)?;
             let after = template.render(chat, i + 1, false)?;
             prefix(&before, &whole, i + 1)?;

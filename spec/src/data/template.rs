@@ -55,23 +55,17 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads a base's template: `chat_template.jinja`, or the one in `tokenizer_config.json`.
+    /// Reads a base's template, if it has one: `chat_template.jinja`, or the one in `tokenizer_config.json`. `special`
+    /// is what [`special_tokens`] found.
     ///
     /// # Errors
-    /// There is none, it cannot be read, or it is not valid.
-    pub fn load(dir: &Path) -> Result<Self, TemplateError> {
-        let config = read_object(dir, "tokenizer_config.json")?.unwrap_or_default();
-        let mut special = special_tokens(&config);
-        if let Some(map) = read_object(dir, "special_tokens_map.json")? {
-            for (name, token) in special_tokens(&map) {
-                special.entry(name).or_insert(token);
-            }
-        }
+    /// It cannot be read, or it is not valid.
+    pub fn load(dir: &Path, special: Map<String, Json>) -> Result<Option<Self>, TemplateError> {
         let source = match read(dir, "chat_template.jinja")? {
-            Some(source) => source,
-            None => in_config(&config).ok_or(TemplateError::Missing)?,
+            Some(source) => Some(source),
+            None => in_config(&read_object(dir, "tokenizer_config.json")?.unwrap_or_default()),
         };
-        Self::new(&source, special)
+        source.map(|source| Self::new(&source, special)).transpose()
     }
 
     /// A template from its source and the texts of special tokens by their names (`eos_token`, …).
@@ -111,11 +105,21 @@ impl ChatTemplate {
             .and_then(|template| template.render(Value::from(Serde(context))))
             .map_err(|error| TemplateError::Render(explain(&error)))
     }
+}
 
-    /// A special token's text, by its name (`eos_token`).
-    pub fn special(&self, name: &str) -> Option<&str> {
-        self.special.get(name).and_then(Json::as_str)
+/// Texts of a base's special tokens by their names (`eos_token`), from its tokenizer_config.json and
+/// special_tokens_map.json, as far as they are there.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn special_tokens(dir: &Path) -> Result<Map<String, Json>, TemplateError> {
+    let mut special = texts(&read_object(dir, "tokenizer_config.json")?.unwrap_or_default());
+    if let Some(map) = read_object(dir, "special_tokens_map.json")? {
+        for (name, token) in texts(&map) {
+            special.entry(name).or_insert(token);
+        }
     }
+    Ok(special)
 }
 
 /// Jinja as transformers sets it up.
@@ -225,7 +229,7 @@ fn read_object(dir: &Path, file: &'static str) -> Result<Option<Map<String, Json
 }
 
 /// Texts of the special tokens: each is a text, or an object with `content`.
-fn special_tokens(config: &Map<String, Json>) -> Map<String, Json> {
+fn texts(config: &Map<String, Json>) -> Map<String, Json> {
     config
         .iter()
         .filter(|(name, _)| name.ends_with("_token") && !name.starts_with("add_"))

@@ -51,7 +51,7 @@ fn everything_is_told_at_once() {
         "adapter.rank: is 300, larger than the smaller side",
         "train.max_length: is 1000, longer than the 512 positions",
         "data.train: line 1 is not JSON",
-        "data.train: line 2 has no `messages`; it is empty",
+        "data.train: line 2 has the fields of no format",
         "data.eval: ",
     ] {
         assert_eq!(
@@ -68,7 +68,7 @@ fn a_broken_base_does_not_hide_bad_data() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("base")).unwrap();
     fs::write(dir.path().join("base/config.json"), r#"{"architectures": ["MambaForCausalLM"]}"#).unwrap();
-    fs::write(dir.path().join("t.jsonl"), "[]\n").unwrap();
+    fs::write(dir.path().join("t.jsonl"), "3\n").unwrap();
     let errors = errors("base: base\ndata: {train: t.jsonl}", dir.path());
     assert_eq!(errors.len(), 4, "{errors:#?}");
     assert!(errors[0].contains("the architecture MambaForCausalLM is not known; known are llama"));

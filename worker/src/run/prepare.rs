@@ -1,11 +1,12 @@
 //! Before the gang begins: the spec is read, base and data are fetched and loaded, prompts are checked.
 
-use std::{fs::File, io::BufReader, sync::Arc};
+use std::sync::Arc;
 
 use lorafleet_lora::{base::Base, train::Trainer};
 use lorafleet_proto::v1 as pb;
 use lorafleet_spec::{
-    data::{DataError, Dataset, Example, Tokenizer},
+    data::{DataError, DataFile, Dataset, Example, Labels, ReadOptions, Tokenizer},
+    digest::data_digest,
     job::{Job, Source},
 };
 use lorafleet_store::Digest;
@@ -22,6 +23,8 @@ use crate::base_cache::{LoadError, LoadedBase};
 pub(super) struct Data {
     pub digest: Digest,
     pub examples: Vec<Example>,
+    /// What the labels are, where texts have one.
+    pub labels: Option<Labels>,
     pub summary: pb::DataSummary,
 }
 
@@ -76,14 +79,11 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
     let loaded = load_base(run, &job)?;
     run.check()?;
     let prompts = encode_prompts(&job, &loaded)?;
-    let Some(source) = job.data.train.first() else {
-        return Err(End::Failed("the spec names no training data".into()));
-    };
-    let train = load_data(run, &job, &loaded, "train", source)?;
+    let train = load_data(run, &job, &loaded, "train", None)?;
     run.check()?;
-    let eval = match job.data.eval.first() {
-        Some(source) => Some(load_data(run, &job, &loaded, "eval", source)?),
-        None => None,
+    let eval = match job.data.eval.as_slice() {
+        [] => None,
+        _ => Some(load_data(run, &job, &loaded, "eval", train.labels.clone())?),
     };
     run.check()?;
     let total_steps = job.train.total_steps(train.summary.examples);
@@ -114,19 +114,39 @@ fn load_base(run: &Run, job: &Job) -> Result<LoadedBase, End> {
     Ok(loaded)
 }
 
-fn load_data(run: &Run, job: &Job, base: &LoadedBase, what: &str, source: &Source) -> Result<Data, End> {
-    let digest = digest(source, &format!("data.{what}"))?;
-    let fetched = run.block_on(run.workshop.cache.dataset(&run.store, &digest));
-    let file = fetched.map_err(|error| missing(&format!("data.{what}"), &error))?;
-    let opened = File::open(&file).map_err(|error| End::lost(format!("{}: {error}", file.display())))?;
+/// Fetches and reads one data set; `labels` are those of the training data.
+fn load_data(
+    run: &Run,
+    job: &Job,
+    base: &LoadedBase,
+    what: &str,
+    labels: Option<Labels>,
+) -> Result<Data, End> {
+    let field = format!("data.{what}");
+    let sources = if what == "train" { &job.data.train } else { &job.data.eval };
+    let (mut files, mut digests) = (Vec::new(), Vec::new());
+    for source in sources {
+        let digest = digest(source, &field)?;
+        let fetched = run.block_on(run.workshop.cache.dataset(&run.store, &digest));
+        let path = fetched.map_err(|error| missing(&field, &error))?;
+        files.push(DataFile { name: source.source.clone(), path });
+        digests.push(digest.to_string());
+        run.check()?;
+    }
+    let failed = |error: DataError| match error {
+        DataError::Io { .. } => End::lost(format!("{field}: {error}")),
+        error => End::Failed(format!("{field}: {error}")),
+    };
     let (max_length, positions) = (job.train.max_length as usize, base.base.shape().max_positions);
-    let read = Dataset::read(BufReader::new(opened), &base.tokenizer, max_length, positions);
-    let Dataset { examples, summary } = read.map_err(|error| match error {
-        DataError::Io(error) => End::lost(format!("{}: {error}", file.display())),
-        error => End::Failed(format!("data.{what} ({}): {error}", source.source)),
-    })?;
-    info!(data = what, examples = summary.examples, tokens = summary.tokens, "data read");
-    Ok(Data { digest, examples, summary: (&summary).into() })
+    let mut options = ReadOptions::of(job.task, &job.data, max_length, positions).map_err(failed)?;
+    options.labels = labels.or(options.labels);
+    let read = Dataset::load(&files, &base.tokenizer, &options, 1);
+    let Dataset { examples, labels, summary } =
+        read.map_err(|mut errors| failed(errors.pop().unwrap_or(DataError::Empty)))?;
+    let (format, container) = (summary.format.name(), &summary.container);
+    info!(data = what, examples = summary.examples, tokens = summary.tokens, format, %container, "data read");
+    let digest = data_digest(&digests).parse().map_err(|_| End::lost(format!("{field} has no digest")))?;
+    Ok(Data { digest, examples, labels, summary: (&summary).into() })
 }
 
 fn digest(source: &Source, field: &str) -> Result<Digest, End> {

@@ -47,7 +47,11 @@ fn base_file(base: &Digest, name: &str, sha256: &str) -> pb::ArtifactRef {
 }
 
 fn header(artifact: pb::ArtifactRef, size_bytes: u64) -> pb::upload_file_request::Part {
-    pb::upload_file_request::Part::Header(pb::UploadHeader { artifact: Some(artifact), size_bytes })
+    pb::upload_file_request::Part::Header(pb::UploadHeader {
+        artifact: Some(artifact),
+        size_bytes,
+        data: None,
+    })
 }
 
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = pb::upload_file_request::Part> {
@@ -113,7 +117,7 @@ async fn a_data_set_goes_in_once_and_comes_out() {
 #[tokio::test]
 async fn bad_data_is_refused_and_leaves_nothing() {
     let mut at = fixture().await;
-    let lines = format!("{LINE}\n{LINE}\n{{\"text\": 1}}\n");
+    let lines = format!("{LINE}\n{LINE}\n{{\"texts\": 1}}\n");
     let digest = Digest::of(lines.as_bytes());
     let status = at.upload(dataset(&digest), lines.as_bytes()).await.unwrap_err();
     assert_eq!(wrong_field(&status), "chunk");

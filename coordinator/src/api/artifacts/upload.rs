@@ -8,12 +8,12 @@ use lorafleet_store::{Digest, FileName, Hasher, Store, Sums, base_is_whole, layo
 use pb::upload_file_request::Part;
 use tonic::Streaming;
 
-use super::lines::LineChecker;
+use super::content::{self, ContentCheck};
 use super::place::Place;
 use super::{ApiError, CHUNK};
 
 /// Bytes of a data set.
-const DATASET_LIMIT: u64 = 16 << 30;
+pub(super) const DATASET_LIMIT: u64 = 16 << 30;
 /// Bytes of a file of a base; larger models are sharded.
 const BASE_FILE_LIMIT: u64 = 64 << 30;
 /// Bytes of a SHA256SUMS.
@@ -31,7 +31,9 @@ pub(super) async fn receive(
     match Place::parse("header.artifact", header.artifact)? {
         Place::Dataset(digest) => {
             body.expect(header.size_bytes, DATASET_LIMIT)?;
-            dataset(store, &digest, body).await
+            let hint = header.data.unwrap_or_default();
+            let check = ContentCheck::new(&hint.name, content::rules("header.data", &hint)?);
+            dataset(store, &digest, check, body).await
         }
         Place::Base { base, name, sha256 } if name.as_str() == layout::SUMS => {
             body.expect(header.size_bytes, SUMS_LIMIT)?;
@@ -114,19 +116,23 @@ impl Body {
     }
 }
 
-async fn dataset(store: &Store, digest: &Digest, mut body: Body) -> Result<pb::UploadFileResponse, ApiError> {
+async fn dataset(
+    store: &Store,
+    digest: &Digest,
+    mut check: ContentCheck,
+    mut body: Body,
+) -> Result<pb::UploadFileResponse, ApiError> {
     let path = layout::dataset(digest);
     if store.size(&path).await?.is_some() {
         return Ok(pb::UploadFileResponse { already_present: true, examples: 0 });
     }
-    let (mut upload, mut hasher, mut lines) = (store.upload(&path), Hasher::new(), LineChecker::default());
-    let bad_line = |message: String| ApiError::field("chunk", message);
+    let (mut upload, mut hasher) = (store.upload(&path), Hasher::new());
     while let Some(chunk) = body.chunk().await? {
         hasher.update(&chunk);
-        lines.push(&chunk).map_err(bad_line)?;
+        check.push(chunk.clone()).await?;
         upload.write(chunk).await?;
     }
-    let examples = lines.finish().map_err(bad_line)?;
+    let examples = check.finish().await?;
     check_digest("the data set", &hasher.finish(), digest)?;
     upload.finish().await?;
     tracing::info!(%digest, bytes = body.received, examples, "data set stored");

@@ -3,17 +3,14 @@
 use super::*;
 
 fn chat() -> Chat {
-    Chat {
-        messages: vec![
-            serde_json::json!({"role": "user", "content": " hi <b> "}),
-            serde_json::json!({"role": "assistant", "content": "yo"}),
-        ],
-        tools: None,
-    }
+    Chat::new(vec![
+        serde_json::json!({"role": "user", "content": " hi <b> "}),
+        serde_json::json!({"role": "assistant", "content": "yo"}),
+    ])
 }
 
 fn render(source: &str) -> Result<String, TemplateError> {
-    let special = special_tokens(
+    let special = texts(
         serde_json::json!({"eos_token": {"content": "</s>"}, "bos_token": "<s>", "add_bos_token": true})
             .as_object()
             .unwrap(),
@@ -66,7 +63,9 @@ fn a_broken_template_says_where() {
 #[test]
 fn renders_what_transformers_renders() {
     let line = include_str!("features.json");
-    let super::super::formats::Row::Chat(chat) = super::super::parse_line(line.trim()).unwrap();
+    let fields = serde_json::from_str(line.trim()).unwrap();
+    let row = crate::data::Rules::default().row(fields, true).unwrap();
+    let crate::data::Content::Chat(chat) = row.content else { panic!("no chat") };
     let special = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>"}).as_object().unwrap().clone();
     let template = ChatTemplate::new(include_str!("features.jinja"), special).unwrap();
     let text = template.render(&chat, chat.messages.len(), true).unwrap();

@@ -6,19 +6,12 @@ use super::Check;
 
 impl Check {
     pub(super) fn not_yet(&mut self, spec: &pb::JobSpec) {
-        let data = spec.data.clone().unwrap_or_default();
         let adapter = spec.adapter.clone().unwrap_or_default();
         let train = spec.train.unwrap_or_default();
         let eval = spec.eval.clone().unwrap_or_default();
         let checkpoint = spec.checkpoint.unwrap_or_default();
         for (given, path) in [
             (spec.task == pb::Task::Classification as i32, "task"),
-            (data.train.len() > 1, "data.train"),
-            (data.eval.len() > 1, "data.eval"),
-            (!data.columns.is_empty(), "data.columns"),
-            (!data.labels.is_empty(), "data.labels"),
-            (data.overlap > 0, "data.overlap"),
-            (data.loss_on == pb::LossOn::All as i32, "data.loss_on"),
             (adapter.method > pb::AdapterMethod::Lora as i32, "adapter.method"),
             (adapter.init > pb::AdapterInit::Kaiming as i32, "adapter.init"),
             (adapter.dropout > 0.0, "adapter.dropout"),
