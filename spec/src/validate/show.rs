@@ -21,14 +21,19 @@ impl fmt::Display for Summary {
             shape.vocab,
             shape.max_positions
         )?;
-        let share = 100.0 * plan.trainable_parameters as f64
-            / (plan.base_parameters + plan.trainable_parameters) as f64;
-        writeln!(
-            f,
-            "adapter  {} parameters on {} linear layers, {share:.2}% of all",
-            thousands(plan.trainable_parameters),
-            self.targets.len()
-        )?;
+        let share = 100.0 * plan.trainable_parameters as f64 / plan.total_parameters as f64;
+        let whole = match plan.whole_parameters {
+            0 => String::new(),
+            whole => format!(", {} of them in modules trained whole", thousands(whole)),
+        };
+        let trained = thousands(plan.trainable_parameters);
+        match self.targets.len() {
+            0 => writeln!(f, "trained  {trained} parameters{whole}; {share:.2}% of all")?,
+            layers => writeln!(
+                f,
+                "adapter  {trained} parameters on {layers} linear layers{whole}, {share:.2}% of all"
+            )?,
+        }
         for (name, data) in [("train", Some(&self.train)), ("eval", self.eval.as_ref())] {
             let Some(data) = data else { continue };
             writeln!(
