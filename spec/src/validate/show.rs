@@ -23,7 +23,7 @@ impl fmt::Display for Summary {
         )?;
         let share = 100.0 * plan.trainable_parameters as f64 / plan.total_parameters as f64;
         let whole = match plan.whole_parameters {
-            0 => String::new(),
+            whole if whole == 0 || whole == plan.trainable_parameters => String::new(),
             whole => format!(", {} of them in modules trained whole", thousands(whole)),
         };
         let trained = thousands(plan.trainable_parameters);
