@@ -71,3 +71,60 @@ fn clear(dir: &Path, needed: &[String]) -> Result<(), ClientError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use lorafleet_spec::base::base_files;
+
+    use super::*;
+    use crate::Progress;
+
+    fn quiet(_: &str, _: u64) -> Progress {
+        Arc::new(|_| {})
+    }
+
+    fn example() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/base")
+    }
+
+    #[tokio::test]
+    async fn a_base_is_copied_and_nothing_else() {
+        // A named store in memory is one for the whole process.
+        let url = "memory:///remote-base-copied";
+        let store = Store::open(url).unwrap();
+        for name in base_files(&example()).unwrap() {
+            store
+                .put(&Place::from(name.as_str()), fs::read(example().join(&name)).unwrap().into())
+                .await
+                .unwrap();
+        }
+        store.put(&Place::from("README.md"), "no part of it".into()).await.unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let dir = fetch(url, cache.path(), &quiet).await.unwrap();
+        let names = base_files(&dir).unwrap();
+        assert_eq!(names, base_files(&example()).unwrap());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), names.len());
+        for name in names {
+            assert_eq!(
+                fs::read(dir.join(&name)).unwrap(),
+                fs::read(example().join(&name)).unwrap(),
+                "{name}"
+            );
+        }
+        // The next copy has what lies there then.
+        store.delete(&Place::from("chat_template.jinja")).await.unwrap();
+        fetch(url, cache.path(), &quiet).await.unwrap();
+        assert!(!dir.join("chat_template.jinja").exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_base_is_told() {
+        let cache = tempfile::tempdir().unwrap();
+        let error = fetch("memory:///remote-base-empty", cache.path(), &quiet).await.unwrap_err().to_string();
+        assert!(error.contains("base: memory:///remote-base-empty: config.json is missing"), "{error}");
+        let error = fetch("ftp://host/base", cache.path(), &quiet).await.unwrap_err().to_string();
+        assert!(error.contains("is no known kind of store"), "{error}");
+    }
+}
