@@ -8,6 +8,7 @@ use std::{
 use lorafleet_spec::{
     FieldError,
     base::{BaseSource, base_files},
+    data::{is_elsewhere, local_path},
     digest,
     validate::{self, Report},
 };
@@ -188,7 +189,7 @@ impl Client {
         hint: &pb::DataHint,
         progress: ProgressFor<'_>,
     ) -> Result<(Vec<pb::DataRef>, Option<Sent>), ClientError> {
-        if data.source.contains("://") && !digest::is_sha256(&data.sha256) {
+        if is_elsewhere(&data.source) && !digest::is_sha256(&data.sha256) {
             let imported = self.import_data(&data.source, hint.clone()).await?;
             let sent = Sent { field, source: data.source, size: imported.size_bytes, already_present: false };
             return Ok((imported.files, Some(sent)));
@@ -257,8 +258,8 @@ fn adapter_files(dir: &Path) -> Result<Vec<String>, ClientError> {
 
 /// The local path of a source; none when it lies elsewhere and is known by its digest.
 fn local(field: &str, source: &str, sha256: &str, folder: &Path) -> Result<Option<PathBuf>, ClientError> {
-    if !source.contains("://") && !source.is_empty() {
-        return Ok(Some(folder.join(source)));
+    if !is_elsewhere(source) && !source.is_empty() {
+        return Ok(Some(folder.join(local_path(source))));
     }
     if digest::is_sha256(sha256) {
         return Ok(None);

@@ -20,7 +20,7 @@ pub use check::{Checked, FileCheck, check};
 pub use container::{Container, Fields, FileKind, Input, MAX_LINE, needs_file};
 pub use dataset::{DataFile, Dataset, ReadOptions};
 pub use example::{Example, Target};
-pub use files::{FilesError, expand, is_pattern, matching};
+pub use files::{FilesError, expand, is_elsewhere, is_pattern, local_path, matching};
 pub use formats::{Chat, Content, Format, Row, Rules};
 pub use labels::{Classes, Label, Labels};
 pub use mask::{MaskError, encode};

@@ -6,6 +6,8 @@ use glob::{MatchOptions, Pattern};
 
 /// Files that one pattern may stand for.
 const MAX_FILES: usize = 10_000;
+/// How the URL of a path on this machine begins.
+const FILE: &str = "file://";
 /// `*` stays within a folder, `**` crosses folders; hidden files are named, not matched.
 const OPTIONS: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
@@ -42,17 +44,28 @@ pub fn is_pattern(source: &str) -> bool {
     source.contains(['*', '?', '['])
 }
 
+/// Whether a source lies in another object store, and not in this machine's folders.
+pub fn is_elsewhere(source: &str) -> bool {
+    source.contains("://") && !source.starts_with(FILE)
+}
+
+/// The path of a source in this machine's folders, relative or not.
+pub fn local_path(source: &str) -> &str {
+    source.strip_prefix(FILE).unwrap_or(source)
+}
+
 /// The files of a source, in the order of their names, each with what to call it. A path is itself, whether it exists
 /// or not; it is taken from `dir`.
 ///
 /// # Errors
 /// A pattern that is none, or that nothing matches.
 pub fn expand(source: &str, dir: &Path) -> Result<Vec<(String, PathBuf)>, FilesError> {
-    if !is_pattern(source) || dir.join(source).exists() {
-        return Ok(vec![(source.to_owned(), dir.join(source))]);
+    let path = local_path(source);
+    if !is_pattern(path) || dir.join(path).exists() {
+        return Ok(vec![(source.to_owned(), dir.join(path))]);
     }
     let dir_text = dir.to_string_lossy();
-    let whole = Path::new(&Pattern::escape(&dir_text)).join(source);
+    let whole = Path::new(&Pattern::escape(&dir_text)).join(path);
     let paths = glob::glob_with(&whole.to_string_lossy(), OPTIONS).map_err(|error| bad(source, &error))?;
     let mut files = Vec::new();
     for path in paths {
@@ -110,6 +123,8 @@ mod tests {
         assert_eq!(names("*.jsonl"), ["a.jsonl", "b.jsonl"]);
         assert_eq!(names("**/*.jsonl"), ["a.jsonl", "b.jsonl", "deep/d.jsonl"]);
         assert_eq!(names("missing.jsonl"), ["missing.jsonl"]);
+        assert_eq!(expand("file:///x/y.jsonl", &dir).unwrap()[0].1, Path::new("/x/y.jsonl"));
+        assert!(is_elsewhere("s3://x/y") && !is_elsewhere("file:///x") && !is_elsewhere("x"));
         assert!(expand("*.csv", &dir).unwrap_err().to_string().contains("no file matches '*.csv'"));
         assert!(expand("[", &dir).unwrap_err().to_string().contains("no pattern"));
     }

@@ -230,3 +230,6 @@ fn id(value: &Value) -> Option<u32> {
 fn read_json(dir: &Path, file: &str) -> Option<Value> {
     serde_json::from_str(&fs::read_to_string(dir.join(file)).ok()?).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,7 +85,7 @@ impl Checker<'_> {
         let mut local = Local { files: Vec::new(), whole: true };
         let mut expanded = Vec::with_capacity(refs.len());
         for one in refs.drain(..) {
-            if one.source.is_empty() || one.source.contains("://") {
+            if one.source.is_empty() || data::is_elsewhere(&one.source) {
                 if !one.source.is_empty() {
                     self.source(path, Some(&one.source));
                 }
