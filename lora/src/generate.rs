@@ -6,6 +6,7 @@ use crate::adapter::Adapter;
 use crate::adapter::init::generator;
 use crate::base::Base;
 use crate::model::ModelError;
+use crate::params::AdapterView;
 
 /// How to continue a prompt.
 #[derive(Clone, Debug)]
@@ -73,7 +74,10 @@ pub fn generate(
 ) -> Result<Vec<u32>, GenerateError> {
     let positions = base.shape().max_positions;
     check(prompt, positions, options)?;
-    let (model, view) = (base.model(), adapter.map(Adapter::view));
+    let model = base.model();
+    let scaled = adapter.filter(|adapter| adapter.layout.modules().iter().any(|m| m.magnitude.is_some()));
+    let norms = scaled.map(|adapter| model.magnitude_norms(&adapter.view())).transpose()?;
+    let view = adapter.map(|adapter| AdapterView { norms: norms.as_deref(), ..adapter.view() });
     let room = options.max_new_tokens.min(positions - prompt.len());
     let mut cache = model.new_cache(prompt.len() + room)?;
     let mut sampler = Sampler::new(options);

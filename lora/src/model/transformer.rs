@@ -19,7 +19,8 @@ use super::parameters::{Bound, Parameters};
 use super::pass::{Narrow, Pass};
 use super::{ModelError, PackedBatch, load};
 use crate::flops::FlopCounter;
-use crate::linear::{FrozenLinear, Rows};
+use crate::linear::embedding::EmbeddingFactors;
+use crate::linear::{Factors, FrozenLinear, Rows};
 use crate::ops::Scope;
 use crate::ops::attention::{Heads, Mask, Span};
 use crate::ops::pool::Pool;
@@ -269,6 +270,31 @@ impl Transformer {
         let flops = FlopCounter::new();
         let scope = Scope { pool: &self.pool, flops: &flops };
         self.with_stream(batch, &self.head_rows(batch), adapter, scope, |x, pass| head.logits(x, pass))
+    }
+
+    /// The norms that the magnitudes of a DoRA adapter are divided by, at the magnitudes' places. Where an adapter does not
+    /// change between passes, [`AdapterView::norms`] with these spares each pass their computation.
+    ///
+    /// # Errors
+    /// The adapter does not fit.
+    pub fn magnitude_norms(&self, adapter: &AdapterView) -> Result<Vec<f32>, ModelError> {
+        self.check_adapter(adapter, None)?;
+        let flops = FlopCounter::new();
+        let scope = Scope { pool: &self.pool, flops: &flops };
+        let mut norms = vec![0.0; adapter.layout.len()];
+        let mut put = |module: &str, values: Option<Vec<f32>>| {
+            let place = adapter.layout.find(module).and_then(|module| module.magnitude.clone());
+            if let (Some(place), Some(values)) = (place, values) {
+                norms[place].copy_from_slice(&values);
+            }
+        };
+        for linear in &self.parts.parameters.linears {
+            put(&linear.name, Factors::norms(linear, adapter, scope));
+        }
+        let embed = &self.parts.embed;
+        let table = embed.frozen_table(&self.parts.parameters);
+        put(&embed.name, EmbeddingFactors::norms(&embed.name, table, adapter, scope));
+        Ok(norms)
     }
 
     /// A cache for one sequence of up to `capacity` tokens.

@@ -49,6 +49,7 @@ impl Trainer {
             weights: &self.states.current().weights,
             frozen_start: self.start.as_ref().map(|start| start.as_slice()),
             dropout,
+            norms: None,
         };
         let sum = self.base.model().loss_and_gradients(&batch, &view, &mut self.gradients, &self.flops)?;
         let totals = Totals {

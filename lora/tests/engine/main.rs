@@ -5,4 +5,5 @@ mod determinism;
 mod errors;
 mod evaluation;
 mod fixtures;
+mod merging;
 mod parity;

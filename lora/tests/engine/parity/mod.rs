@@ -1,7 +1,8 @@
 //! What transformers and PEFT compute on tiny random models, number for number.
 //!
 //! The cases in `tests/parity/` were made with torch 2.15, transformers 5.24 and peft 0.21 (`case.json` says so). The
-//! environment variable LORAFLEET_PARITY_CASES names a folder of further cases; every one in it is run, by name.
+//! environment variable LORAFLEET_PARITY_CASES names a folder of further cases; every one in it is run, by name. With
+//! LORAFLEET_PARITY_KEEP the adapters and merged bases are left in that folder, for `loads_in_peft.py`.
 
 mod case;
 mod compare;

@@ -12,11 +12,7 @@ impl Check {
         let checkpoint = spec.checkpoint.unwrap_or_default();
         for (given, path) in [
             (spec.task == pb::Task::Classification as i32, "task"),
-            (adapter.method > pb::AdapterMethod::Lora as i32, "adapter.method"),
-            (adapter.init > pb::AdapterInit::Kaiming as i32, "adapter.init"),
-            (adapter.dropout > 0.0, "adapter.dropout"),
-            (!adapter.layers_pattern.is_empty(), "adapter.layers_pattern"),
-            (!adapter.modules_to_save.is_empty(), "adapter.modules_to_save"),
+            (adapter.method > pb::AdapterMethod::Dora as i32, "adapter.method"),
             (adapter.start.is_some(), "adapter.start"),
             (train.recompute, "train.recompute"),
             (eval.patience > 0, "eval.patience"),
