@@ -261,7 +261,7 @@ fn save(trainer: &Trainer, folder: &Path) -> std::io::Result<()> {
 fn evaluate(trainer: &Trainer, examples: &[Example]) -> Result<Option<f64>, Failure> {
     let mut sums = EvalSums::default();
     for batch in examples.chunks(16) {
-        sums.add(trainer.evaluate(&batch.iter().collect::<Vec<_>>())?);
+        sums.add(&trainer.evaluate(&batch.iter().collect::<Vec<_>>())?.sums);
     }
     Ok(sums.mean_loss())
 }

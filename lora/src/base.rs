@@ -47,6 +47,11 @@ impl Base {
         Ok(Self { dir: dir.to_owned(), shape, model, precision })
     }
 
+    /// The folder that it was loaded from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Its layers and their sizes.
     pub fn shape(&self) -> &BaseShape {
         &self.shape

@@ -179,7 +179,11 @@ impl Fleet {
 
     /// Submits a job through the command line; returns its name.
     pub fn submit(&self, job: &JobFile) -> Result<String> {
-        let path = job.write(&self.home("client")?.join(job.name))?;
+        self.submit_file(&job.write(&self.home("client")?.join(job.name))?)
+    }
+
+    /// Submits a job file through the command line; returns the job's name.
+    pub fn submit_file(&self, path: &Path) -> Result<String> {
         let answer = self.cli_json(&["submit", &path.display().to_string(), "--json"])?;
         Ok(answer["name"].as_str().context("no name in the answer of submit")?.to_string())
     }
@@ -242,12 +246,17 @@ impl Fleet {
 
     /// Downloads the job's adapter through the command line; returns the folder and the sha256 of its weights.
     pub fn adapter(&self, name: &str) -> Result<(PathBuf, String)> {
+        self.download(name, "adapter_model.safetensors")
+    }
+
+    /// Downloads the job's result through the command line; returns the folder and the sha256 of one of its files.
+    pub fn download(&self, name: &str, file: &str) -> Result<(PathBuf, String)> {
         let to = self.dir.path().join(format!("adapter-{}", name.replace('/', "-")));
         let output = self.cli(&["download", name, &to.display().to_string()])?;
         if !output.status.success() {
             bail!("download: {}", String::from_utf8_lossy(&output.stderr));
         }
-        let bytes = std::fs::read(to.join("adapter_model.safetensors"))?;
+        let bytes = std::fs::read(to.join(file))?;
         let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         Ok((to, digest))
     }

@@ -14,15 +14,23 @@ use lorafleet_spec::{
 };
 use lorafleet_store::{Digest, Hasher, Store, StoreError, download_base, layout};
 
-/// A base in memory, with its tokenizer; shared by every job that trains on it, never written.
+/// A base's files on this machine, with its tokenizer.
 #[derive(Clone)]
-pub struct LoadedBase {
+pub struct BaseFiles {
     /// sha256 of its SHA256SUMS.
     pub digest: Digest,
-    /// Shape and weights.
-    pub base: Arc<Base>,
+    /// The folder.
+    pub dir: PathBuf,
     /// Tokens and chat template.
     pub tokenizer: Arc<Tokenizer>,
+}
+
+/// What of a base is in memory.
+#[derive(Default)]
+struct Last {
+    files: Option<BaseFiles>,
+    /// Shape and weights, with the head that a task wants; shared by every job that trains on it, never written.
+    base: Option<(Digest, Head, Arc<Base>)>,
 }
 
 /// Why a base cannot be had.
@@ -42,7 +50,7 @@ pub enum LoadError {
 /// Files by their digest on this machine; several workers may share the folder.
 pub struct Cache {
     dir: PathBuf,
-    last: Mutex<Option<LoadedBase>>,
+    last: Mutex<Last>,
 }
 
 impl Cache {
@@ -57,34 +65,40 @@ impl Cache {
         Ok(Self { dir: dir.to_path_buf(), last: Mutex::default() })
     }
 
-    /// The base in that precision: from memory, or loaded from its files, or fetched first. The one before is dropped from memory, unless
-    /// a job still holds it.
+    /// A base's files: fetched where they are not here, its tokenizer from memory where it was the last one.
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn base(
-        &self,
-        store: &Store,
-        digest: &Digest,
-        precision: Precision,
-    ) -> Result<LoadedBase, LoadError> {
-        let same = |loaded: &LoadedBase| loaded.digest == *digest && loaded.base.precision() == precision;
-        let kept = self.last().clone().filter(same);
-        if let Some(loaded) = kept {
-            metrics::counter!(crate::telemetry::BASE_HITS).increment(1);
-            return Ok(loaded);
+    pub async fn base_files(&self, store: &Store, digest: &Digest) -> Result<BaseFiles, LoadError> {
+        let kept = self.last().files.clone().filter(|files| files.digest == *digest);
+        if let Some(files) = kept {
+            return Ok(files);
         }
         let dir = self.dir.join("bases").join(digest.to_string());
         download_base(store, digest, &dir).await?;
+        let tokenizer = Arc::new(Tokenizer::load(&dir)?);
+        let files = BaseFiles { digest: *digest, dir, tokenizer };
+        self.last().files = Some(files.clone());
+        Ok(files)
+    }
+
+    /// The base with the head and in the precision that a job wants: from memory, or loaded from its files. The one before
+    /// is dropped from memory, unless a job still holds it.
+    ///
+    /// # Errors
+    /// Its files are no base that can be used.
+    pub fn base(&self, files: &BaseFiles, head: Head, precision: Precision) -> Result<Arc<Base>, LoadError> {
+        if let Some((digest, of, base)) = &self.last().base
+            && (*digest, *of, base.precision()) == (files.digest, head, precision)
+        {
+            metrics::counter!(crate::telemetry::BASE_HITS).increment(1);
+            return Ok(base.clone());
+        }
         // Before the next is loaded, so that two need not fit.
-        *self.last() = None;
-        let loaded = LoadedBase {
-            digest: *digest,
-            base: Arc::new(Base::load_as(&dir, Head::LanguageModel, precision)?),
-            tokenizer: Arc::new(Tokenizer::load(&dir)?),
-        };
-        *self.last() = Some(loaded.clone());
-        Ok(loaded)
+        self.last().base = None;
+        let base = Arc::new(Base::load_as(&files.dir, head, precision)?);
+        self.last().base = Some((files.digest, head, base.clone()));
+        Ok(base)
     }
 
     /// The folder of an adapter that a job starts from, fetched if need be. It lies in the store as a base does: by the
@@ -111,7 +125,7 @@ impl Cache {
         Ok(file)
     }
 
-    fn last(&self) -> std::sync::MutexGuard<'_, Option<LoadedBase>> {
+    fn last(&self) -> std::sync::MutexGuard<'_, Last> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

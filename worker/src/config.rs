@@ -26,6 +26,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Merges an adapter of this machine into its base, as a new Hugging Face folder.
     Merge(MergeArgs),
+    /// Prints the labels of texts, by a classifier of this machine.
+    Classify(ClassifyArgs),
     /// Prints the logits of some tokens as JSON, to compare with other programs.
     Logits(LogitsArgs),
 }
@@ -190,6 +192,29 @@ pub enum MergeDtype {
     F16,
     /// bfloat16.
     Bf16,
+}
+
+/// What to classify.
+#[derive(Clone, Debug, Args)]
+pub struct ClassifyArgs {
+    /// The base's folder.
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// The adapter's folder, in PEFT's format; without it the base must be a classifier.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A text; may be given several times.
+    #[arg(long, required = true)]
+    pub text: Vec<String>,
+    /// The second text of each pair.
+    #[arg(long)]
+    pub second: Option<String>,
+    /// Threads that compute. Default: the machine's cores.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Print a line of JSON for each text.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What to compute logits of.

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod base_cache;
+pub mod classify;
 pub mod collective;
 pub mod config;
 pub mod generate;

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use clap::Parser as _;
 use lorafleet_worker::{
+    classify,
     config::{Cli, Command},
     generate, logits, merge, serve,
 };
@@ -14,6 +15,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match &cli.command {
         Some(Command::Generate(args)) => return generate::run(args),
+        Some(Command::Classify(args)) => return classify::run(args),
         Some(Command::Logits(args)) => return logits::run(args),
         Some(Command::Merge(args)) => return merge::run(args),
         None => {}

@@ -48,7 +48,7 @@ fn caches() -> String {
 }
 
 /// The machine's memory, or what this container may use of it.
-fn memory_bytes() -> u64 {
+pub(crate) fn memory_bytes() -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").unwrap_or_default();
     memory(&meminfo, &limit)

@@ -1,4 +1,4 @@
-//! `lorafleet download JOB DIR`: a job's adapter, as a PEFT folder.
+//! `lorafleet download JOB DIR`: a job's adapter, as a PEFT folder, or its model, as a Hugging Face one.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use super::{Exit, Fleet, follow::checkpoint_of, output, transfer};
 pub struct Args {
     /// The job: its id, or jobs/ID.
     job: String,
-    /// Where the adapter's files go; made if it is not there.
+    /// Where the files of the adapter or model go; made if it is not there.
     dir: PathBuf,
     /// Another checkpoint than the job's result, or its latest while it runs (see `lorafleet checkpoints`).
     #[arg(long, value_name = "ID")]
@@ -35,7 +35,7 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     if !checkpoint.r#final {
-        eprintln!("note: {job} has not ended; this is its adapter after step {}", checkpoint.step);
+        eprintln!("note: {job} has not ended; this is what it has after step {}", checkpoint.step);
     }
     output::line(&format!("{}: {}", args.dir.display(), files.join(", ")))?;
     Ok(Exit::Done)

@@ -1,4 +1,4 @@
-//! The folders of an adapter and its base, for commands that compute on this machine.
+//! What to compute with: a job's adapter or model, or a folder of this machine, and its base.
 
 use std::path::{Path, PathBuf};
 
@@ -7,43 +7,65 @@ use lorafleet::{Cache, ClientError, FieldError, job_name, pb};
 
 use super::{Fleet, follow::checkpoint_of, transfer};
 
-/// The folders of an adapter, given as a folder or as a job, and of its base: as given, as the adapter names it, or the job's.
-///
-/// # Errors
-/// There is no such adapter or job, or the base is not known.
-pub(super) async fn of(
-    adapter: &str,
-    base: Option<&Path>,
-    fleet: &Fleet,
-) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let folder = Path::new(adapter);
-    if folder.join("adapter_config.json").is_file() {
-        Ok((folder.to_owned(), base_of(folder, base)?))
-    } else if folder.is_dir() {
-        let message = format!("{} is a folder without adapter_config.json: no adapter", folder.display());
-        Err(mistake("ADAPTER_DIR", message).into())
-    } else {
-        fetch(adapter, base, fleet).await
-    }
+/// The folders that the worker's program is given.
+#[derive(Debug)]
+pub struct Model {
+    /// The base; after full fine-tuning the trained model itself.
+    pub base: PathBuf,
+    /// The adapter, where there is one.
+    pub adapter: Option<PathBuf>,
 }
 
-/// Fetches adapter and base of a job, once, and returns their folders.
-async fn fetch(adapter: &str, base: Option<&Path>, fleet: &Fleet) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let name = job_name(adapter)?;
+/// Finds what was named: a folder of an adapter or a model, or a job, whose files are fetched once.
+///
+/// # Errors
+/// A folder is neither, a base is not known, or the job's files cannot be fetched.
+pub async fn find(named: &str, base: Option<&Path>, fleet: &Fleet) -> anyhow::Result<Model> {
+    let folder = Path::new(named);
+    if is_adapter(folder) {
+        return Ok(Model { base: base_of(folder, base)?, adapter: Some(folder.to_owned()) });
+    }
+    if is_model(folder) {
+        return Ok(Model { base: folder.to_owned(), adapter: None });
+    }
+    if folder.is_dir() {
+        let message = format!(
+            "{} has neither adapter_config.json nor config.json: no adapter, no model",
+            folder.display()
+        );
+        return Err(mistake("ADAPTER_DIR", message).into());
+    }
+    fetch(named, base, fleet).await
+}
+
+fn is_adapter(folder: &Path) -> bool {
+    folder.join("adapter_config.json").is_file()
+}
+
+fn is_model(folder: &Path) -> bool {
+    folder.join("config.json").is_file()
+}
+
+/// Fetches adapter and base of a job, or its model, once.
+async fn fetch(job: &str, base: Option<&Path>, fleet: &Fleet) -> anyhow::Result<Model> {
+    let name = job_name(job)?;
     let (client, cache) = (fleet.connect().await?, Cache::of_user()?);
     let job = client.get_job(&name).await?;
     let checkpoint = checkpoint_of(&client, &name, None).await?;
     if !checkpoint.r#final {
         let state = crate::show::state_name(job.state());
-        eprintln!("note: {name} is {state}; this is its adapter after step {}", checkpoint.step);
+        eprintln!("note: {name} is {state}; this is what it has after step {}", checkpoint.step);
     }
     let shown = transfer::by_name();
-    let adapter = cache.adapter(&client, &checkpoint, &shown).await?;
+    let folder = cache.adapter(&client, &checkpoint, &shown).await?;
+    if !is_adapter(&folder) {
+        return Ok(Model { base: folder, adapter: None });
+    }
     let base = match base {
         Some(base) => base.to_owned(),
         None => cache.base(&client, base_digest(&job)?, &shown).await?,
     };
-    Ok((adapter, base))
+    Ok(Model { base, adapter: Some(folder) })
 }
 
 fn base_digest(job: &pb::Job) -> anyhow::Result<&str> {
@@ -73,7 +95,8 @@ fn base_of(adapter: &Path, given: Option<&Path>) -> Result<PathBuf, ClientError>
     Err(mistake("--base", format!("{why}: give the base's folder with --base DIR")))
 }
 
-fn mistake(field: &str, message: String) -> ClientError {
+/// A mistake on the command line.
+pub fn mistake(field: &str, message: impl Into<String>) -> ClientError {
     ClientError::invalid("the command line is not right:", vec![FieldError::new(field, message)])
 }
 

@@ -4,12 +4,15 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::Context as _;
 
-use super::{Exit, Fleet, folders};
+use super::{
+    Exit, Fleet,
+    folders::{self, Model},
+};
 use crate::up::sibling;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A job (its id, or jobs/ID), or the folder of an adapter.
+    /// A job (its id, or jobs/ID), or the folder of an adapter or of a whole model.
     #[arg(value_name = "JOB|ADAPTER_DIR")]
     adapter: String,
     /// What to answer.
@@ -37,9 +40,12 @@ pub struct Args {
 
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let worker = sibling("lorafleet-worker")?;
-    let (adapter, base) = folders::of(&args.adapter, args.base.as_deref(), fleet).await?;
+    let Model { base, adapter } = folders::find(&args.adapter, args.base.as_deref(), fleet).await?;
     let mut command = Command::new(&worker);
-    command.arg("generate").arg("--base").arg(base).arg("--adapter").arg(adapter);
+    command.arg("generate").arg("--base").arg(base);
+    if let Some(adapter) = adapter {
+        command.arg("--adapter").arg(adapter);
+    }
     command.args(["--prompt", &args.prompt]);
     command.args(["--max-new-tokens", &args.max_new_tokens.to_string()]);
     command.args(["--temperature", &args.temperature.to_string(), "--top-p", &args.top_p.to_string()]);

@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::Context as _;
 
-use super::{Exit, Fleet, folders};
+use super::{
+    Exit, Fleet,
+    folders::{self, Model},
+};
 use crate::up::sibling;
 
 #[derive(Debug, clap::Args)]
@@ -25,7 +28,9 @@ pub struct Args {
 
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let worker = sibling("lorafleet-worker")?;
-    let (adapter, base) = folders::of(&args.adapter, args.base.as_deref(), fleet).await?;
+    let Model { base, adapter } = folders::find(&args.adapter, args.base.as_deref(), fleet).await?;
+    let adapter = adapter
+        .ok_or_else(|| folders::mistake("ADAPTER_DIR", "is a whole model: nothing is to be merged"))?;
     let mut command = Command::new(&worker);
     command.arg("merge").arg("--base").arg(base).arg("--adapter").arg(adapter).arg("--out").arg(&args.out);
     if let Some(dtype) = &args.dtype {

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod checkpoints;
+mod classify;
 mod download;
 mod exit;
 mod folders;
@@ -61,7 +62,7 @@ enum Command {
     Logs(logs::Args),
     /// List a job's checkpoints.
     Checkpoints(checkpoints::Args),
-    /// Fetch a job's adapter, as a PEFT folder.
+    /// Fetch a job's adapter, as a PEFT folder; after full fine-tuning its model, as a Hugging Face folder.
     Download(download::Args),
     /// List the fleet's workers.
     Workers(workers::Args),
@@ -71,6 +72,8 @@ enum Command {
     Generate(generate::Args),
     /// Write a base with an adapter merged into it, for any program that reads Hugging Face folders.
     Merge(merge::Args),
+    /// Say what label a text has, with a trained classifier.
+    Classify(classify::Args),
 }
 
 /// Does what the command line asks.
@@ -93,6 +96,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Validate(args) => validate::run(&args),
         Command::Generate(args) => generate::run(args, &fleet).await,
         Command::Merge(args) => merge::run(args, &fleet).await,
+        Command::Classify(args) => classify::run(args, &fleet).await,
     }
 }
 

@@ -2,9 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use super::model_file::{self, MODEL_CONFIG_FILE, MODEL_FILE};
+use super::progress::Progress;
 use super::{TrainError, Trainer};
-use crate::adapter::{Adapter, AdapterError, CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE};
+use crate::adapter::{Adapter, AdapterError, CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE, file};
 use crate::optim;
+use crate::optim::file::Scalar;
+use crate::optim::state::{State, StatePlan};
+use crate::params::Layout;
+
+/// Name of the file that holds the weights of the best evaluation, where they are not the current ones.
+pub const BEST_FILE: &str = "best.safetensors";
 
 /// The files of a checkpoint that belong to the trainer, by name.
 pub type CheckpointFiles = BTreeMap<String, Vec<u8>>;
@@ -14,26 +22,83 @@ pub type CheckpointFiles = BTreeMap<String, Vec<u8>>;
 pub struct Snapshot {
     /// Finished steps.
     pub step: u64,
-    /// `adapter_config.json`, `adapter_model.safetensors`, `optimizer.safetensors`.
+    /// `adapter_config.json` and `adapter_model.safetensors`, or after full fine-tuning `config.json` and
+    /// `model.safetensors`; `optimizer.safetensors`; `best.safetensors` where the best weights are kept.
     pub files: CheckpointFiles,
+}
+
+/// A copy of the whole state, to be written beside training.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    adapter: Adapter,
+    /// Full fine-tuning: the text of the model's configuration.
+    model_config: Option<String>,
+    plan: StatePlan,
+    state: State,
+    scalars: Vec<(&'static str, Scalar)>,
+    best: Option<Vec<f32>>,
+}
+
+impl Frozen {
+    /// Finished steps.
+    pub fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    /// The state as files. Takes a while where there are many weights.
+    pub fn encode(&self) -> Snapshot {
+        let mut files = match &self.model_config {
+            Some(config) => vec![
+                (MODEL_CONFIG_FILE, config.clone().into_bytes()),
+                (MODEL_FILE, model_file::write(&self.adapter.layout, &self.adapter.weights)),
+            ],
+            None => {
+                let (config, weights) = self.adapter.files();
+                vec![(CONFIG_FILE, config), (WEIGHTS_FILE, weights)]
+            }
+        };
+        files.push((OPTIMIZER_FILE, optim::file::write(&self.plan, &self.state, &self.scalars)));
+        if let Some(best) = &self.best {
+            files.push((BEST_FILE, file::write_weights(&self.adapter.layout, best)));
+        }
+        let files = files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
+        Snapshot { step: self.state.step, files }
+    }
 }
 
 impl Trainer {
     /// Takes over a checkpoint; what was accumulated of a step is dropped.
     ///
     /// # Errors
-    /// When a file is missing, damaged, or of another adapter. The current state is then untouched.
+    /// When a file is missing, damaged, or of another job's. The current state is then untouched.
     pub fn restore(&mut self, files: &CheckpointFiles) -> Result<(), TrainError> {
         let get = |name: &'static str| files.get(name).ok_or(AdapterError::MissingFile(name));
-        let both = (get(CONFIG_FILE)?.as_slice(), get(WEIGHTS_FILE)?.as_slice());
-        let adapter = match Adapter::restore(&self.config, &self.layout, both, self.base.shape()) {
-            Err(AdapterError::Other) => return Err(TrainError::OtherAdapter),
-            adapter => adapter?,
+        let (weights, start) = if self.trains_all() {
+            get(MODEL_CONFIG_FILE)?;
+            (model_file::read(&self.layout, get(MODEL_FILE)?)?, None)
+        } else {
+            let both = (get(CONFIG_FILE)?.as_slice(), get(WEIGHTS_FILE)?.as_slice());
+            match Adapter::restore(&self.config, &self.layout, both, self.base.shape()) {
+                Err(AdapterError::Other) => return Err(TrainError::OtherAdapter),
+                adapter => adapter.map(|adapter| (adapter.weights, adapter.start))?,
+            }
         };
+        let best = files.get(BEST_FILE).map(|bytes| file::read_weights(&self.layout, bytes)).transpose()?;
         let (_, spare) = self.states.current_and_spare();
-        spare.weights = adapter.weights;
-        optim::file::read(self.optimizer.plan(), get(OPTIMIZER_FILE)?, spare)?;
-        self.start = adapter.start;
+        let scalars = optim::file::read(self.optimizer.plan(), get(OPTIMIZER_FILE)?, spare)?;
+        let progress = Progress::from_scalars(scalars).map_err(|name| AdapterError::Tensors {
+            file: OPTIMIZER_FILE,
+            problems: format!("{name} is not expected"),
+        })?;
+        spare.weights = weights;
+        // Without a file of their own, the best weights are the current ones.
+        self.best_weights = match (best, progress.best) {
+            (Some(best), _) => best,
+            (None, Some(_)) if self.keeps_best => spare.weights.clone(),
+            (None, _) => Vec::new(),
+        };
+        self.start = start;
+        self.progress = progress;
         self.states.adopt();
         self.abandon_step();
         Ok(())
@@ -42,29 +107,42 @@ impl Trainer {
     /// Starts from an adapter's weights instead of the initial ones, with fresh moments, at step 0.
     ///
     /// # Errors
-    /// When the adapter is not laid out as the job's.
+    /// When the adapter is not laid out as the job's: which module differs, and how.
     pub fn start_from(&mut self, adapter: &Adapter) -> Result<(), TrainError> {
         if adapter.layout != self.layout {
-            return Err(TrainError::OtherAdapter);
+            return Err(TrainError::Start(difference(&adapter.layout, &self.layout)));
         }
         let (_, spare) = self.states.current_and_spare();
         spare.start(&adapter.weights);
         self.start = adapter.start.clone();
+        self.progress = Progress::default();
         self.states.adopt();
         self.abandon_step();
         Ok(())
     }
 
+    /// A copy of the current state, which can be written while training goes on.
+    pub fn freeze(&self) -> Frozen {
+        let step = self.step();
+        let elsewhere = self.progress.best.is_some_and(|best| best.step != step);
+        let best = (elsewhere && !self.best_weights.is_empty() && !self.is_best_current())
+            .then(|| self.best_weights.clone());
+        // The adapter holds the weights; they are not needed twice.
+        let State { step, weights: _, floats, codes } = self.states.current();
+        let state = State { step: *step, weights: Vec::new(), floats: floats.clone(), codes: codes.clone() };
+        Frozen {
+            adapter: self.adapter(),
+            model_config: self.model_config.clone(),
+            plan: self.optimizer.plan().clone(),
+            state,
+            scalars: self.progress.scalars(),
+            best,
+        }
+    }
+
     /// The current state as files.
     pub fn snapshot(&self) -> Snapshot {
-        let state = self.states.current();
-        let (config, weights) = self.adapter().files();
-        let files = [
-            (CONFIG_FILE, config),
-            (WEIGHTS_FILE, weights),
-            (OPTIMIZER_FILE, optim::file::write(self.optimizer.plan(), state, &[])),
-        ];
-        Snapshot { step: state.step, files: files.map(|(name, bytes)| (name.to_owned(), bytes)).into() }
+        self.freeze().encode()
     }
 
     /// 24 bits of a sha256 over the current state: members that hold the same state have the same hash.
@@ -72,4 +150,34 @@ impl Trainer {
         let [first, second, third, ..] = self.states.current().sha256();
         u32::from_le_bytes([first, second, third, 0])
     }
+
+    /// Whether the current weights are the best evaluation's, since they were adopted.
+    fn is_best_current(&self) -> bool {
+        self.best_weights == self.states.current().weights
+    }
+}
+
+/// The first difference between two layouts, in words.
+fn difference(found: &Layout, wanted: &Layout) -> String {
+    for module in wanted.modules() {
+        let name = &module.module;
+        let Some(other) = found.find(name) else { return format!("it has no {name}") };
+        if other.rank != module.rank {
+            return format!("its rank of {name} is {}, the job's {}", other.rank, module.rank);
+        }
+        if other.scale != module.scale {
+            return format!(
+                "its scale (alpha over rank) of {name} is {}, the job's {}",
+                other.scale, module.scale
+            );
+        }
+        if other.magnitude.is_some() != module.magnitude.is_some() {
+            return format!("only one of them has a magnitude (DoRA) of {name}");
+        }
+    }
+    if let Some(module) = found.modules().iter().find(|module| wanted.find(&module.module).is_none()) {
+        return format!("it adapts {}, the job does not", module.module);
+    }
+    let whole = |layout: &Layout| layout.whole().iter().map(|tensor| tensor.name.clone()).collect::<Vec<_>>();
+    format!("it trains whole tensors {:?}, the job {:?}", whole(found), whole(wanted))
 }

@@ -25,6 +25,11 @@ pub enum TrainError {
         /// Precision that the job wants.
         job: Precision,
     },
+    /// The adapter to start from is another than the job's.
+    #[error(
+        "the adapter to start from does not fit the job: {0}. Give the job the adapter's own rank, alpha and targets"
+    )]
+    Start(String),
     /// The loss left the range of numbers.
     #[error(
         "step {step}: the loss is {loss}; training diverged. Lower train.lr, lengthen train.warmup or set train.clip"

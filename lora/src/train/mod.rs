@@ -3,26 +3,32 @@
 mod checkpoint;
 mod error;
 mod evaluate;
+mod model_file;
+mod progress;
 mod setup;
 mod step;
 
 use std::sync::Arc;
 
-use lorafleet_spec::job::{Job, Reduce};
+use lorafleet_spec::job::{Job, Method, Reduce};
 
 use crate::adapter::config::AdapterConfig;
 use crate::adapter::{Adapter, init};
 use crate::base::Base;
 use crate::exact::{Accumulator, ReduceBuffer};
 use crate::flops::FlopCounter;
+use crate::model::Keep;
 use crate::optim::Optimizer;
 use crate::optim::schedule::LearningRate;
 use crate::optim::state::States;
 use crate::params::{AdapterView, Layout};
+use progress::{Judge, Progress};
 
-pub use checkpoint::{CheckpointFiles, Snapshot};
+pub use checkpoint::{BEST_FILE, CheckpointFiles, Frozen, Snapshot};
 pub use error::TrainError;
-pub use evaluate::EvalSums;
+pub use evaluate::{EvalPart, EvalSums};
+pub use model_file::{MODEL_CONFIG_FILE, MODEL_FILE};
+pub use progress::Best;
 pub use step::StepReport;
 
 /// One member's part in training one adapter on a frozen base.
@@ -53,6 +59,15 @@ pub struct Trainer {
     peak: f64,
     clip: f64,
     total_steps: u64,
+    keep: Keep,
+    /// Full fine-tuning: the text of the model's configuration.
+    model_config: Option<String>,
+    judge: Judge,
+    progress: Progress,
+    /// The best evaluation's weights are the job's result.
+    keeps_best: bool,
+    /// Its weights; empty before the first, and where they are not kept.
+    best_weights: Vec<f32>,
     flops: FlopCounter,
 }
 
@@ -79,6 +94,10 @@ impl Trainer {
         let optimizer = setup::optimizer(train, &layout);
         let read = |name: &str| base.tensor(name);
         let initial = init::initial(&layout, job.adapter.init, train.seed, base.shape(), &read)?;
+        let model_config = match job.adapter.method {
+            Method::Full => Some(setup::model_config(&base, job)?),
+            Method::Lora | Method::Dora => None,
+        };
         let exact = train.reduce == Reduce::Exact;
         Ok(Self {
             base,
@@ -96,6 +115,12 @@ impl Trainer {
             peak: train.lr,
             clip: train.clip,
             total_steps,
+            keep: if train.recompute { Keep::BlockInputs } else { Keep::Everything },
+            model_config,
+            judge: Judge::new(&job.eval),
+            progress: Progress::default(),
+            keeps_best: job.checkpoint.best,
+            best_weights: Vec::new(),
             flops: FlopCounter::default(),
         })
     }
@@ -141,6 +166,11 @@ impl Trainer {
             weights: self.states.current().weights.clone(),
             start: self.start.clone(),
         }
+    }
+
+    /// Whether every weight of the base is trained.
+    fn trains_all(&self) -> bool {
+        self.model_config.is_some()
     }
 
     /// Parameters that are trained.

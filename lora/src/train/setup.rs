@@ -1,8 +1,11 @@
 //! From the job's words to the trainer's parts: which optimizer, by which rules, along which course.
 
-use lorafleet_spec::job::{OptimizerKind, Schedule, TrainSpec};
+use lorafleet_spec::job::{Job, OptimizerKind, Schedule, TrainSpec};
 
+use super::model_file::{self, MODEL_CONFIG_FILE};
+use crate::adapter::AdapterError;
 use crate::adapter::file::matrices;
+use crate::base::Base;
 use crate::optim::adamw::{AdamW, Settings};
 use crate::optim::adamw_8bit::AdamW8bit;
 use crate::optim::lion::Lion;
@@ -45,4 +48,14 @@ pub(super) fn rate(train: &TrainSpec, total_steps: u64) -> LearningRate {
         Schedule::Wsd => Course::Wsd { decay_steps: train.decay_steps(total_steps) },
     };
     LearningRate::new(course, train.warmup_steps(total_steps), total_steps)
+}
+
+/// The text of a fully trained model's configuration.
+///
+/// # Errors
+/// The base's own cannot be read.
+pub(super) fn model_config(base: &Base, job: &Job) -> Result<String, AdapterError> {
+    let path = base.dir().join(MODEL_CONFIG_FILE);
+    let text = std::fs::read_to_string(&path).map_err(|source| AdapterError::Io { path, source })?;
+    model_file::config(&text, base.shape(), &job.data.labels)
 }

@@ -51,7 +51,8 @@ impl Trainer {
             dropout,
             norms: None,
         };
-        let sum = self.base.model().loss_and_gradients(&batch, &view, &mut self.gradients, &self.flops)?;
+        let (model, gradients) = (self.base.model(), &mut self.gradients);
+        let sum = model.loss_and_gradients_keeping(self.keep, &batch, &view, gradients, &self.flops)?;
         let totals = Totals {
             loss: sum.loss,
             labelled_tokens: sum.labelled_tokens as u64,

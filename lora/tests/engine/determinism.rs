@@ -101,7 +101,7 @@ fn evaluation_sums_do_not_depend_on_order() {
     let sum = |parts: &mut dyn Iterator<Item = &&[lorafleet_spec::data::Example]>| {
         let mut sums = EvalSums::default();
         for part in parts {
-            sums.add(trainer.evaluate(&part.iter().collect::<Vec<_>>()).unwrap());
+            sums.add(&trainer.evaluate(&part.iter().collect::<Vec<_>>()).unwrap().sums);
         }
         sums
     };

@@ -13,7 +13,7 @@ fn the_base_has_transformers_loss() {
     let trainer = Trainer::new(base(), &job("steps: 1", "rank: 4"), 1, 0).unwrap();
     let mut sums = EvalSums::default();
     for batch in data.chunks(16) {
-        sums.add(trainer.evaluate(&batch.iter().collect::<Vec<_>>()).unwrap());
+        sums.add(&trainer.evaluate(&batch.iter().collect::<Vec<_>>()).unwrap().sums);
     }
     assert_eq!(sums.labelled_tokens, 8291);
     let loss = sums.mean_loss().unwrap();

@@ -7,3 +7,4 @@ mod evaluation;
 mod fixtures;
 mod merging;
 mod parity;
+mod training;

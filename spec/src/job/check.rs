@@ -2,7 +2,6 @@
 
 mod adapter;
 mod data;
-mod not_yet;
 mod train;
 
 use lorafleet_proto::v1 as pb;
@@ -54,7 +53,6 @@ pub(super) fn parts(spec: &pb::JobSpec) -> (Parts, Vec<FieldError>) {
         checkpoint: check.checkpoint(&spec.checkpoint.unwrap_or_default()),
         workers: check.workers(&spec.workers.unwrap_or_default(), train.micro_batches),
     };
-    check.not_yet(spec);
     (parts, check.0)
 }
 

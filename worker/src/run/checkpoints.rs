@@ -11,12 +11,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use lorafleet_lora::{exact::SCALE_BITS, train::Snapshot};
+use lorafleet_lora::{
+    exact::SCALE_BITS,
+    train::{Frozen, Snapshot},
+};
+use lorafleet_proto::v1 as pb;
 use lorafleet_spec::job::Reduce;
 use lorafleet_store::{Checkpoint, CheckpointId, Draft, FileName, StoreError, write_checkpoint};
 use tracing::{info, warn};
 
-use super::{Run, end::End, prepare::Parts};
+use super::{Run, companions, end::End, prepare::Parts};
 use crate::{agent::Backoff, telemetry};
 
 /// How long training waits for a checkpoint under way when the next is due; then the next is left out.
@@ -28,6 +32,8 @@ const LAST: Duration = Duration::from_secs(3600);
 pub(super) struct Checkpoints<'a> {
     run: &'a Run,
     draft: Draft,
+    /// Files that every checkpoint has beside the trainer's: see [`super::companions`].
+    more: BTreeMap<FileName, Bytes>,
     under_way: Option<UnderWay>,
     /// The latest whole one.
     latest: Arc<Mutex<Option<CheckpointId>>>,
@@ -54,7 +60,8 @@ impl<'a> Checkpoints<'a> {
             kind: run.workshop.kind.clone(),
             scale_bits: if exact { SCALE_BITS } else { 0 },
         };
-        Ok(Self { run, draft, under_way: None, latest: Arc::default() })
+        let more = companions::files(parts)?;
+        Ok(Self { run, draft, more, under_way: None, latest: Arc::default() })
     }
 
     /// Training goes on from this one.
@@ -64,12 +71,14 @@ impl<'a> Checkpoints<'a> {
 
     /// Begins to write a checkpoint beside training. Waits when the one before is still under way, and leaves this one
     /// out when that takes too long: the store is slow or away, and training goes on.
-    pub fn begin(&mut self, snapshot: Snapshot) {
+    ///
+    /// `best`: it is of the best evaluation so far, and stays until there is a better one.
+    pub fn begin(&mut self, state: Frozen, best: bool) {
         if let Some(step) = self.wait(PATIENCE) {
-            self.miss(snapshot.step, &format!("the one of step {step} is still being written"));
+            self.miss(state.step(), &format!("the one of step {step} is still being written"));
             return;
         }
-        let (draft, files) = (self.draft(snapshot.step, false), files(snapshot.files));
+        let (draft, more) = (self.draft(state.step(), false), self.more.clone());
         let (store, reporter) = (self.run.store.clone(), self.run.reporter.clone());
         let (runtime, latest) = (self.run.workshop.runtime.clone(), self.latest.clone());
         let (end, done) = mpsc::channel::<()>();
@@ -77,11 +86,13 @@ impl<'a> Checkpoints<'a> {
         let work = move || {
             let _span = span.enter();
             let started = Instant::now();
+            // Here, so that training waits for a copy of the state only.
+            let files = files(state.encode(), more);
             match runtime.block_on(write_checkpoint(&store, &draft, &files)) {
                 Ok(checkpoint) => {
                     *lock(&latest) = Some(checkpoint.id().clone());
                     written(&checkpoint, started);
-                    reporter.checkpoint(checkpoint.to_proto());
+                    reporter.checkpoint(pb::Checkpoint { best, ..checkpoint.to_proto() });
                 }
                 Err(error) => {
                     missed(draft.step, &error.to_string());
@@ -97,27 +108,27 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Writes the checkpoint that a polite leave stands on, and waits for it, as long as nobody says stop.
-    pub fn write_last(&mut self, snapshot: Snapshot) {
-        let step = snapshot.step;
-        match self.write(snapshot, false) {
+    pub fn write_last(&mut self, state: Frozen) {
+        let step = state.step();
+        match self.write(state, false) {
             Ok(checkpoint) => self.run.reporter.checkpoint(checkpoint.to_proto()),
             Err(end) => self.miss(step, &end.to_string()),
         }
     }
 
     /// Writes the final checkpoint and waits for it.
-    pub fn write_final(&mut self, snapshot: Snapshot) -> Result<Checkpoint, End> {
-        self.write(snapshot, true)
+    pub fn write_final(&mut self, state: Frozen) -> Result<Checkpoint, End> {
+        self.write(state, true)
     }
 
     /// Tries until it is whole, the run is stopped, or an hour is over.
-    fn write(&mut self, snapshot: Snapshot, is_final: bool) -> Result<Checkpoint, End> {
+    fn write(&mut self, state: Frozen, is_final: bool) -> Result<Checkpoint, End> {
         let deadline = Instant::now() + LAST;
         // One at a time also here; what is under way ends by itself.
         while self.wait(Duration::from_millis(200)).is_some() {
             self.run.check()?;
         }
-        let (draft, files) = (self.draft(snapshot.step, is_final), files(snapshot.files));
+        let (draft, files) = (self.draft(state.step(), is_final), files(state.encode(), self.more.clone()));
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         loop {
             let started = Instant::now();
@@ -193,10 +204,11 @@ fn is_hopeless(error: &StoreError) -> bool {
     matches!(error, StoreError::Conflict { .. } | StoreError::Manifest { .. } | StoreError::Id(_))
 }
 
-fn files(files: BTreeMap<String, Vec<u8>>) -> BTreeMap<FileName, Bytes> {
+/// The trainer's files and those that stay the same, by name.
+fn files(snapshot: Snapshot, more: BTreeMap<FileName, Bytes>) -> BTreeMap<FileName, Bytes> {
     let named = |(name, bytes): (String, Vec<u8>)| {
         let name = name.parse().expect("the trainer's file names are plain names");
         (name, Bytes::from(bytes))
     };
-    files.into_iter().map(named).collect()
+    more.into_iter().chain(snapshot.files.into_iter().map(named)).collect()
 }

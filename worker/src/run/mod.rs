@@ -5,6 +5,7 @@
 //! pool; whatever waits for the network blocks this thread and no other.
 
 mod checkpoints;
+mod companions;
 mod control;
 mod end;
 mod evaluate;
@@ -12,6 +13,7 @@ mod finish;
 mod prepare;
 mod report;
 mod restore;
+mod start;
 mod steps;
 
 use std::{sync::Arc, time::Duration};
@@ -148,10 +150,10 @@ impl Run {
         collective: &mut dyn Collective,
     ) -> Result<pb::Succeeded, End> {
         let mut training = Training::new(self, prepared, collective)?;
-        // With the initial adapter, whose B is zero: the base's own loss, also when a checkpoint is taken over next.
+        // With the initial weights: the base's own loss, or the start's, also when a checkpoint is taken over next.
         let before = training.evaluate()?;
         training.restore(&begin.resume)?;
-        if let Some(before) = before
+        if let Some(before) = &before
             && training.trainer.step() == 0
         {
             training.report_evaluation_before(before);

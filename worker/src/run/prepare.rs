@@ -5,9 +5,12 @@ use std::sync::Arc;
 use lorafleet_lora::{base::Base, train::Trainer};
 use lorafleet_proto::v1 as pb;
 use lorafleet_spec::{
-    data::{DataError, DataFile, Dataset, Example, Labels, ReadOptions, Tokenizer},
+    base::{BaseShape, Head},
+    data::{DataError, DataFile, Dataset, Example, Labels, ReadOptions, Summary, Tokenizer},
     digest::data_digest,
-    job::{Job, Source},
+    job::{Job, Source, Task},
+    plan::Plan,
+    targets,
 };
 use lorafleet_store::Digest;
 use tracing::info;
@@ -15,9 +18,13 @@ use tracing::info;
 use super::{
     Run,
     end::{End, missing},
+    start,
     steps::ControlWords,
 };
-use crate::base_cache::{LoadError, LoadedBase};
+use crate::{
+    base_cache::{BaseFiles, LoadError},
+    resources::memory_bytes,
+};
 
 /// A data set in memory.
 pub(super) struct Data {
@@ -39,14 +46,16 @@ pub(super) struct Prepared {
 pub(super) struct Parts {
     pub job: Job,
     pub spec_sha256: Digest,
+    /// The base's files, with its tokenizer.
+    pub files: BaseFiles,
     pub base: Arc<Base>,
-    pub tokenizer: Arc<Tokenizer>,
-    pub base_sha256: Digest,
     pub train: Data,
     pub eval: Option<Data>,
     /// Tokens of eval.prompts.
     pub prompts: Vec<Vec<u32>>,
     pub total_steps: u64,
+    /// Parameters of base and adapter together; full fine-tuning adds none.
+    pub total_parameters: u64,
 }
 
 impl Prepared {
@@ -56,12 +65,12 @@ impl Prepared {
         pb::Ready {
             job: assign.job.clone(),
             fence: assign.fence.clone(),
-            base_sha256: self.parts.base_sha256.to_string(),
+            base_sha256: self.parts.files.digest.to_string(),
             train_sha256: self.parts.train.digest.to_string(),
             total_steps: self.parts.total_steps,
             data: Some(self.parts.train.summary.clone()),
             trainable_parameters,
-            total_parameters: self.parts.base.shape().parameters() + trainable_parameters,
+            total_parameters: self.parts.total_parameters,
         }
     }
 }
@@ -69,59 +78,117 @@ impl Prepared {
 /// Loads everything.
 pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
     let spec = run.assign.spec.as_ref().ok_or_else(|| End::Failed("the assignment has no spec".into()))?;
-    let job = Job::try_from(spec).map_err(|errors| {
+    let mut job = Job::try_from(spec).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(|error| format!("spec.{error}")).collect();
         End::Failed(format!("the spec is not valid: {}", errors.join("; ")))
     })?;
     let text =
         serde_json::to_vec(spec).map_err(|error| End::Failed(format!("the spec has no JSON: {error}")))?;
     run.check()?;
-    let loaded = load_base(run, &job)?;
+    let files = base_files(run, &job)?;
     run.check()?;
-    let prompts = encode_prompts(&job, &loaded)?;
-    let train = load_data(run, &job, &loaded, "train", None)?;
+    let positions = positions(&job, &files)?;
+    let (train, summary) = load_data(run, &job, &files.tokenizer, positions, "train", None)?;
     run.check()?;
     let eval = match job.data.eval.as_slice() {
         [] => None,
-        _ => Some(load_data(run, &job, &loaded, "eval", train.labels.clone())?),
+        _ => Some(load_data(run, &job, &files.tokenizer, positions, "eval", train.labels.clone())?.0),
     };
     run.check()?;
+    // The head has as many outputs as the training data has labels.
+    let head = match &train.labels {
+        Some(labels) => Head::Classifier { labels: labels.outputs() },
+        None => Head::LanguageModel,
+    };
+    if let Some(labels) = &train.labels {
+        job.data.labels = labels.names().to_vec();
+    }
+    let base = run
+        .workshop
+        .cache
+        .base(&files, head, job.train.precision)
+        .map_err(|error| wrong_base(&job, &error))?;
+    info!(base = %files.digest, ?head, "base loaded");
+    run.check()?;
+    let prompts = encode_prompts(&job, &files.tokenizer, positions)?;
     let total_steps = job.train.total_steps(train.summary.examples);
     let words = ControlWords::new(run.assign.world_size).count();
-    let trainer = Trainer::new(loaded.base.clone(), &job, total_steps, words)?;
-    let parts = Parts {
-        job,
-        spec_sha256: Digest::of(&text),
-        base: loaded.base,
-        tokenizer: loaded.tokenizer,
-        base_sha256: loaded.digest,
-        train,
-        eval,
-        prompts,
-        total_steps,
-    };
+    let plan = plan(&job, base.shape(), &summary)?;
+    check_memory(&plan, memory_bytes())?;
+    let mut trainer = Trainer::new(base.clone(), &job, total_steps, words)?;
+    if let Some(start) = &job.adapter.start {
+        let adapter = start::load(run, start, &base)?;
+        trainer.start_from(&adapter).map_err(|error| End::Failed(format!("spec.adapter.start: {error}")))?;
+    }
+    let spec_sha256 = Digest::of(&text);
+    let total_parameters = plan.total_parameters;
+    let parts =
+        Parts { job, spec_sha256, files, base, train, eval, prompts, total_steps, total_parameters };
     Ok(Prepared { parts, trainer })
 }
 
-fn load_base(run: &Run, job: &Job) -> Result<LoadedBase, End> {
-    let digest = digest(&job.base, "base")?;
-    let loaded = run.block_on(run.workshop.cache.base(&run.store, &digest, job.train.precision));
-    let loaded = loaded.map_err(|error| match error {
-        LoadError::Store(error) => missing("the base", &error),
-        error => End::Failed(format!("the base {:?}: {error}", job.base.source)),
+/// What the job costs.
+fn plan(job: &Job, shape: &BaseShape, data: &Summary) -> Result<Plan, End> {
+    let targets = targets::resolve(&job.adapter, shape).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(|error| format!("spec.{error}")).collect();
+        End::Failed(errors.join("; "))
     })?;
-    info!(base = %digest, "base loaded");
-    Ok(loaded)
+    Ok(Plan::new(job, shape, &targets, data))
+}
+
+/// A worker that is too small says so before it trains. `available` 0: nobody knows how much it has.
+fn check_memory(plan: &Plan, available: u64) -> Result<(), End> {
+    let memory = &plan.memory;
+    if available == 0 || memory.total() <= available {
+        return Ok(());
+    }
+    let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+    Err(End::Failed(format!(
+        "this worker has {} MB of memory, and the job needs about {} MB: {} for the base, {} for {} trained parameters, {} \
+         for activations. Set train.recompute or lower train.micro_tokens (activations), choose train.optimizer \
+         adamw_8bit or a smaller adapter (trained parameters), or use a larger worker",
+        mb(available),
+        mb(memory.total()),
+        mb(memory.base),
+        mb(memory.adapter),
+        plan.trainable_parameters,
+        mb(memory.activations)
+    )))
+}
+
+/// The base's files and tokenizer.
+fn base_files(run: &Run, job: &Job) -> Result<BaseFiles, End> {
+    let digest = digest(&job.base, "base")?;
+    let files = run.block_on(run.workshop.cache.base_files(&run.store, &digest));
+    files.map_err(|error| match error {
+        LoadError::Store(error) => missing("the base", &error),
+        error => wrong_base(job, &error),
+    })
+}
+
+fn wrong_base(job: &Job, error: &dyn std::error::Error) -> End {
+    End::Failed(format!("the base {:?}: {error}", job.base.source))
+}
+
+/// How long a sequence may be; known before it is known how many labels the head has.
+fn positions(job: &Job, files: &BaseFiles) -> Result<usize, End> {
+    let head = match job.task {
+        Task::CausalLm => Head::LanguageModel,
+        Task::Classification => Head::Classifier { labels: job.data.labels.len().max(1) },
+    };
+    let shape = BaseShape::read(&files.dir, head).map_err(|error| wrong_base(job, &error))?;
+    Ok(shape.max_positions)
 }
 
 /// Fetches and reads one data set; `labels` are those of the training data.
 fn load_data(
     run: &Run,
     job: &Job,
-    base: &LoadedBase,
+    tokenizer: &Tokenizer,
+    positions: usize,
     what: &str,
     labels: Option<Labels>,
-) -> Result<Data, End> {
+) -> Result<(Data, Summary), End> {
     let field = format!("data.{what}");
     let sources = if what == "train" { &job.data.train } else { &job.data.eval };
     let (mut files, mut digests) = (Vec::new(), Vec::new());
@@ -137,30 +204,29 @@ fn load_data(
         DataError::Io { .. } => End::lost(format!("{field}: {error}")),
         error => End::Failed(format!("{field}: {error}")),
     };
-    let (max_length, positions) = (job.train.max_length as usize, base.base.shape().max_positions);
+    let max_length = job.train.max_length as usize;
     let mut options = ReadOptions::of(job.task, &job.data, max_length, positions).map_err(failed)?;
     options.labels = labels.or(options.labels);
-    let read = Dataset::load(&files, &base.tokenizer, &options, 1);
+    let read = Dataset::load(&files, tokenizer, &options, 1);
     let Dataset { examples, labels, summary } =
         read.map_err(|mut errors| failed(errors.pop().unwrap_or(DataError::Empty)))?;
     let (format, container) = (summary.format.name(), &summary.container);
     info!(data = what, examples = summary.examples, tokens = summary.tokens, format, %container, "data read");
     let digest = data_digest(&digests).parse().map_err(|_| End::lost(format!("{field} has no digest")))?;
-    Ok(Data { digest, examples, labels, summary: (&summary).into() })
+    Ok((Data { digest, examples, labels, summary: (&summary).into() }, summary))
 }
 
-fn digest(source: &Source, field: &str) -> Result<Digest, End> {
+pub(super) fn digest(source: &Source, field: &str) -> Result<Digest, End> {
     let missing =
         || End::Failed(format!("spec.{field}.sha256: is not set; {:?} was never uploaded", source.source));
     source.sha256.as_deref().ok_or_else(missing)?.parse().map_err(|_| missing())
 }
 
 /// Prompts that could not be answered at the end are found before the beginning.
-fn encode_prompts(job: &Job, base: &LoadedBase) -> Result<Vec<Vec<u32>>, End> {
-    let positions = base.base.shape().max_positions;
+fn encode_prompts(job: &Job, tokenizer: &Tokenizer, positions: usize) -> Result<Vec<Vec<u32>>, End> {
     let encode = |(place, prompt): (usize, &String)| {
         let at = format!("spec.eval.prompts[{place}]");
-        let tokens = base.tokenizer.encode_prompt(prompt);
+        let tokens = tokenizer.encode_prompt(prompt);
         let tokens = tokens.map_err(|error| End::Failed(format!("{at}: {error}")))?;
         if tokens.is_empty() || tokens.len() >= positions {
             let message = format!(

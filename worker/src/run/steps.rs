@@ -7,7 +7,7 @@ use std::{
 
 use lorafleet_lora::{
     exact::ReduceBuffer,
-    train::{EvalSums, StepReport, Trainer},
+    train::{StepReport, Trainer},
 };
 use lorafleet_proto::v1 as pb;
 use lorafleet_spec::{data::Example, sampler};
@@ -17,6 +17,7 @@ use super::{
     Run,
     checkpoints::Checkpoints,
     end::End,
+    evaluate::Evaluation,
     prepare::{Data, Parts, Prepared},
 };
 use crate::{collective::Collective, telemetry};
@@ -70,7 +71,7 @@ pub(super) struct Training<'a> {
     /// Payload bytes of the last step's all-reduce.
     pub bytes_per_step: u64,
     /// The latest evaluation, and after which step it was made.
-    pub evaluated: Option<(u64, EvalSums)>,
+    pub evaluated: Option<(u64, Evaluation)>,
 }
 
 impl<'a> Training<'a> {
@@ -102,27 +103,41 @@ impl<'a> Training<'a> {
     /// Steps until the last one is done.
     pub fn run_steps(&mut self) -> Result<(), End> {
         self.run.control.set_step(self.trainer.step());
-        while self.trainer.step() < self.prepared.total_steps {
+        while !self.is_over() {
             self.run.check()?;
             let leaving = self.step()?;
-            let step = self.trainer.step();
-            let last = step == self.prepared.total_steps;
-            if leaving && !last {
+            // The result is a checkpoint of its own.
+            if self.is_over() {
+                break;
+            }
+            if leaving {
                 return Err(self.release());
             }
-            let every = self.prepared.job.checkpoint.every;
-            if every > 0 && step.is_multiple_of(every) && !last && self.collective.index() == 0 {
-                self.checkpoints.begin(self.trainer.snapshot());
-            }
+            self.checkpoint();
         }
         Ok(())
+    }
+
+    /// Whether the last step is done, or evaluations have not got better for too long. Every member says the same.
+    fn is_over(&self) -> bool {
+        self.trainer.step() >= self.prepared.total_steps || self.trainer.is_exhausted()
+    }
+
+    /// Begins to write a checkpoint where one is due: by the steps, or since the evaluation was the best so far.
+    fn checkpoint(&mut self) {
+        let (step, rule) = (self.trainer.step(), self.prepared.job.checkpoint);
+        let best = rule.best && self.trainer.best().is_some_and(|best| best.step == step);
+        let due = rule.every > 0 && step.is_multiple_of(rule.every);
+        if (due || best) && self.collective.index() == 0 {
+            self.checkpoints.begin(self.trainer.freeze(), best);
+        }
     }
 
     /// Leaves at this boundary, as the whole gang does; index 0 sees to it that a checkpoint holds it.
     pub fn release(&mut self) -> End {
         let step = self.trainer.step();
         if self.collective.index() == 0 && step > 0 {
-            self.checkpoints.write_last(self.trainer.snapshot());
+            self.checkpoints.write_last(self.trainer.freeze());
         }
         End::Released { step }
     }
@@ -223,9 +238,10 @@ impl<'a> Training<'a> {
         // The one after the last step is made with the result.
         let due = every > 0 && step.is_multiple_of(every) || step == total;
         let evaluation = if due { self.evaluate()? } else { None };
-        if let Some(evaluation) = evaluation {
-            self.evaluated = Some((step, evaluation));
+        if let Some(evaluation) = &evaluation {
+            self.evaluated = Some((step, evaluation.clone()));
             self.report_evaluation(step, evaluation);
+            self.judge(evaluation.figure(self.prepared.job.eval.metric));
         }
         debug!(step, loss = report.loss, lr = report.lr, tokens = report.tokens, ?seconds, ?reduce, "step");
         if step.is_multiple_of(HASH_EVERY) || step == total {
@@ -244,12 +260,32 @@ impl<'a> Training<'a> {
             reduce_seconds: reduce.as_secs_f64(),
             bytes_sent: self.bytes_per_step,
             seconds_left: self.speed.seconds_per_step() * (total - step) as f64,
-            eval_loss: evaluation.and_then(|sums| sums.mean_loss()),
+            eval_loss: evaluation.as_ref().and_then(|evaluation| evaluation.sums.mean_loss()),
             attempt: fence.attempt,
             generation: fence.generation,
-            eval_scores: Vec::new(),
+            eval_scores: evaluation.map_or(Vec::new(), |evaluation| evaluation.scores),
         });
         Ok(())
+    }
+
+    /// Takes note of an evaluation; the last one that the job's patience allows is told about.
+    fn judge(&mut self, figure: f64) {
+        self.trainer.judge(figure);
+        let (step, total) = (self.trainer.step(), self.prepared.total_steps);
+        if !self.trainer.is_exhausted() || step >= total {
+            return;
+        }
+        let eval = &self.prepared.job.eval;
+        let best = self.trainer.best().map_or("never defined".to_owned(), |best| {
+            format!("best at step {}, with {:.4}", best.step, best.figure)
+        });
+        let message = format!(
+            "training ends after step {step} of {total}: the evaluation's {} was {best}, and has not got better in {} \
+             evaluations (eval.patience)",
+            eval.metric.name(),
+            eval.patience
+        );
+        self.tell("stopped-early", &message);
     }
 }
 
