@@ -8,6 +8,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod add;
+pub(crate) mod aligned;
 pub(crate) mod attention;
 pub(crate) mod attention_backward;
 pub(crate) mod attention_keys;

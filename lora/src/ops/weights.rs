@@ -3,6 +3,7 @@
 use lorafleet_spec::job::Precision;
 use rayon::prelude::*;
 
+use super::aligned::Aligned;
 use super::bf16;
 use super::kernel::PANEL;
 use super::transpose::{self, Block};
@@ -14,7 +15,7 @@ use super::transpose::{self, Block};
 /// the backward pass transposes a block at a time into a cache.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
-    panels: Vec<f32>,
+    panels: Aligned,
     rows: usize,
     columns: usize,
     precision: Precision,
@@ -53,7 +54,7 @@ impl Weights {
         fill: impl Fn(usize, usize, &mut [f32]) + Sync,
     ) -> Self {
         let depth = words(precision, columns);
-        let mut panels = vec![0.0; rows.div_ceil(PANEL) * depth * PANEL];
+        let mut panels = Aligned::zeros(rows.div_ceil(PANEL) * depth * PANEL);
         panels.par_chunks_mut((depth * PANEL).max(1)).enumerate().for_each(|(panel, out)| {
             let lines = if precision == Precision::F32 { 2 } else { 1 };
             for (i, out) in out.chunks_mut(lines * PANEL).enumerate() {

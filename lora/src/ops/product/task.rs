@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use super::MOST_TERMS;
 use super::factors::Factor;
+use crate::ops::aligned::Aligned;
 use crate::ops::kernel::{Carry, Out, PANEL, Panel, Term};
 
-/// Lines of right factors that are unpacked at once: 64 KB, which a second-level cache holds beside the left factor.
-const LINES: usize = 256;
+/// Lines of right factors that are unpacked at once: 192 KB, which a second-level cache holds beside the left factor.
+/// Most sums are no longer than this, and then no chain is interrupted.
+const LINES: usize = 768;
 
 /// A product whose destination is known by address, so that tasks can write disjoint parts of it.
 pub(super) struct Shared<'a> {
@@ -34,9 +36,9 @@ pub(super) struct Task<'p, 'a> {
 #[derive(Default)]
 struct Scratch {
     /// Unpacked lines.
-    lines: Vec<f32>,
+    lines: Aligned,
     /// Sums of chains that go on.
-    sums: Vec<f32>,
+    sums: Aligned,
 }
 
 thread_local! {
@@ -50,8 +52,8 @@ impl Task<'_, '_> {
             return self.panels.clone().for_each(|panel| self.in_place(panel));
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            scratch.lines.resize(LINES * PANEL, 0.0);
-            scratch.sums.resize(self.rows.len() * PANEL, 0.0);
+            scratch.lines.reserve(LINES * PANEL);
+            scratch.sums.reserve(self.rows.len() * PANEL);
             self.panels.clone().for_each(|panel| self.unpacked(panel, scratch));
         });
     }

@@ -29,7 +29,7 @@ fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
 
 #[test]
 fn both_passes_of_bf16_weights() {
-    for (m, n, k) in [(1, 1, 1), (7, 5, 3), (13, 70, 33), (100, 130, 300), (250, 64, 40), (6, 66, 1111)] {
+    for (m, n, k) in [(1, 1, 1), (7, 5, 3), (13, 70, 33), (100, 130, 300), (250, 64, 40), (6, 66, 3333)] {
         let (x, w, low, b) = (noise(m * k, 1), noise(n * k, 2), noise(m * 4, 3), noise(4 * n, 4));
         let flops = FlopCounter::new();
         let forward = Weights::new(&w, n, k, Precision::Bf16);
