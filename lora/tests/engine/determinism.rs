@@ -1,9 +1,9 @@
 //! The same adapter, byte for byte: for any number of threads, of members, and after a restart from a checkpoint.
 
 use lorafleet_lora::{EvalSums, Trainer};
-use lorafleet_spec::job::Job;
+use lorafleet_spec::job::{Job, Precision};
 
-use crate::fixtures::{Files, Gang, base, examples, job};
+use crate::fixtures::{Files, Gang, base, base_in_bf16, examples, job};
 
 const STEPS: u64 = 10;
 const LINES: usize = 40;
@@ -19,7 +19,10 @@ fn small_job(reduce: &str) -> Job {
 /// The whole job on `world_size` members with `threads` threads; the losses of its steps and its last state.
 fn run(job: &Job, world_size: usize, threads: usize) -> (Vec<f64>, Files) {
     let data = examples("train.jsonl", LINES, job.train.max_length as usize);
-    let base = base();
+    let base = match job.train.precision {
+        Precision::F32 => base(),
+        Precision::Bf16 => base_in_bf16(),
+    };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(|| {
         let mut gang = Gang::new(&base, job, data.len(), STEPS, world_size);
@@ -38,6 +41,23 @@ fn threads_and_members_do_not_change_a_bit() {
         assert_eq!(losses, other_losses, "{world_size} members, {threads} threads: losses");
         assert!(files == other_files, "{world_size} members, {threads} threads: another adapter");
     }
+}
+
+#[test]
+fn bf16_trains_like_f32_and_does_not_change_a_bit_either() {
+    let exact = run(&small_job("exact"), 1, 2).0;
+    let job = small_job("exact, precision: bf16");
+    let (losses, files) = run(&job, 1, 1);
+    for (world_size, threads) in [(1, 3), (2, 2)] {
+        let (other_losses, other_files) = run(&job, world_size, threads);
+        assert_eq!(losses, other_losses, "{world_size} members, {threads} threads: losses");
+        assert!(files == other_files, "{world_size} members, {threads} threads: another adapter");
+    }
+    for (f32, bf16) in exact.iter().zip(&losses) {
+        assert!((f32 - bf16).abs() < 0.01 * f32, "{f32} {bf16}");
+    }
+    let refused = Trainer::new(base(), &job, STEPS, 0).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("F32") && refused.contains("Bf16"), "{refused}");
 }
 
 #[test]

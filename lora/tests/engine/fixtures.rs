@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use lorafleet_lora::{Base, ReduceBuffer, StepReport, Trainer};
+use lorafleet_spec::base::Head;
 use lorafleet_spec::data::{Dataset, Example, Tokenizer};
-use lorafleet_spec::job::{Job, fill_defaults, parse_yaml};
+use lorafleet_spec::job::{Job, Precision, fill_defaults, parse_yaml};
 use lorafleet_spec::sampler::{Sampler, cut, share};
 
 /// A file or folder of the workspace.
@@ -18,6 +19,13 @@ pub fn workspace(path: &str) -> PathBuf {
 pub fn base() -> Arc<Base> {
     static BASE: OnceLock<Arc<Base>> = OnceLock::new();
     BASE.get_or_init(|| Arc::new(Base::load(&workspace("examples/base")).unwrap())).clone()
+}
+
+/// The example base in bf16, loaded once.
+pub fn base_in_bf16() -> Arc<Base> {
+    static BASE: OnceLock<Arc<Base>> = OnceLock::new();
+    let load = || Base::load_as(&workspace("examples/base"), Head::LanguageModel, Precision::Bf16).unwrap();
+    BASE.get_or_init(|| Arc::new(load())).clone()
 }
 
 /// The examples in the first `lines` lines of one of the example's data sets, cut at `max_length` tokens.
