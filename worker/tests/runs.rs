@@ -200,3 +200,24 @@ async fn an_idle_worker_drains_at_once() {
     worker.running.await.unwrap().unwrap();
     fleet.coordinator.heartbeat("a", |heartbeat| heartbeat.draining).await;
 }
+
+/// A data set may be several files of several kinds; its digest is that of their digests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_other_kinds_are_one_data_set() {
+    let fleet = Fleet::start().await;
+    let (coordinator, mut spec) = (&fleet.coordinator, fleet.spec(2));
+    let formats = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/formats");
+    let mut files = Vec::new();
+    for name in ["chat.parquet", "conversations.json"] {
+        let bytes = std::fs::read(formats.join(name)).unwrap();
+        let digest = lorafleet_store::Digest::of(&bytes);
+        fleet.store.put(&lorafleet_store::layout::dataset(&digest), bytes.into()).await.unwrap();
+        files.push(pb::DataRef { source: name.into(), sha256: digest.to_string() });
+    }
+    spec.data.as_mut().unwrap().train = files;
+    let _worker = Worker::start(&fleet, "a", 2);
+    coordinator.run(JOB, &fence(1), &spec, &["a"], &[]).await;
+    let data = coordinator.success("a", &fence(1)).await.result.unwrap().data.unwrap();
+    assert_eq!((data.format.as_str(), data.container.as_str()), ("chat", "JSON and Parquet"));
+    assert_eq!(data.examples + data.skipped, 26);
+}

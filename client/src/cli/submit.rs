@@ -74,7 +74,11 @@ async fn checked(path: PathBuf) -> anyhow::Result<(JobFile, pb::JobSpec)> {
     let check = tokio::task::spawn_blocking(move || {
         let report = file.report();
         match report.errors.is_empty() {
-            true => Ok((file, report.spec)),
+            true => {
+                // What is learned, what is cut off and what is left out, before it is trained on.
+                eprint!("{}", report.summary.map(|summary| summary.data()).unwrap_or_default());
+                Ok((file, report.spec))
+            }
             false => Err(file.mistakes(report.errors)),
         }
     });

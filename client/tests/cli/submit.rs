@@ -56,6 +56,7 @@ async fn base_and_data_are_sent_once_and_named_by_digest() {
     let job = Job::new();
     let ran = lorafleet(&coordinator, &["submit", job.path()]).await;
     assert_eq!((ran.code, ran.stdout.trim()), (0, "jobs/new"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("train    2 examples (chat from JSON lines)"), "{}", ran.stderr);
     let first = coordinator.state().uploads.clone();
     let spec = coordinator.state().created[0].spec.clone().unwrap();
     let base = spec.base.unwrap();

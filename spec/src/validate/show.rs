@@ -8,6 +8,28 @@ use crate::data;
 /// Labels that are shown with their counts.
 const LABELS_SHOWN: usize = 24;
 
+impl Summary {
+    /// What the data sets are: lines of their own, each with its end.
+    pub fn data(&self) -> String {
+        let mut text = String::new();
+        for (name, data) in [("train", Some(&self.train)), ("eval", self.eval.as_ref())] {
+            let Some(data) = data else { continue };
+            text += &format!(
+                "{name:<8} {} examples ({} from {}), {} tokens{}; {} cut off, {} left out\n",
+                thousands(data.examples),
+                data.format.name(),
+                data.container,
+                thousands(data.tokens),
+                labelled(data),
+                thousands(data.truncated),
+                thousands(data.skipped)
+            );
+            text += &labels(data);
+        }
+        text
+    }
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (shape, plan) = (&self.shape, &self.plan);
@@ -34,21 +56,7 @@ impl fmt::Display for Summary {
                 "adapter  {trained} parameters on {layers} linear layers{whole}, {share:.2}% of all"
             )?,
         }
-        for (name, data) in [("train", Some(&self.train)), ("eval", self.eval.as_ref())] {
-            let Some(data) = data else { continue };
-            writeln!(
-                f,
-                "{name:<8} {} examples ({} from {}), {} tokens{}; {} cut off, {} left out",
-                thousands(data.examples),
-                data.format.name(),
-                data.container,
-                thousands(data.tokens),
-                labelled(data),
-                thousands(data.truncated),
-                thousands(data.skipped)
-            )?;
-            labels(f, data)?;
-        }
+        f.write_str(&self.data())?;
         writeln!(
             f,
             "work     {} steps of about {} tokens and {:.1} GFLOP; {} bytes reduced a step",
@@ -79,22 +87,20 @@ fn labelled(data: &data::Summary) -> String {
 }
 
 /// What the labels are, on a line of its own.
-fn labels(f: &mut fmt::Formatter<'_>, data: &data::Summary) -> fmt::Result {
+fn labels(data: &data::Summary) -> String {
     if let Some((low, high)) = data.scores {
-        return writeln!(f, "{:<8} scores from {low} to {high}", "");
+        return format!("{:<8} scores from {low} to {high}\n", "");
     }
     if data.labels.is_empty() {
-        return Ok(());
+        return String::new();
     }
-    let shown: Vec<_> = data
-        .labels
-        .iter()
-        .take(LABELS_SHOWN)
-        .map(|(name, examples)| format!("{name} {}", thousands(*examples)))
-        .collect();
-    let more = data.labels.len().saturating_sub(LABELS_SHOWN);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    writeln!(f, "{:<8} {} labels: {}{more}", "", data.labels.len(), shown.join(", "))
+    let shown = data.labels.iter().take(LABELS_SHOWN);
+    let shown: Vec<_> = shown.map(|(name, examples)| format!("{name} {}", thousands(*examples))).collect();
+    let more = match data.labels.len().saturating_sub(LABELS_SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{:<8} {} labels: {}{more}\n", "", data.labels.len(), shown.join(", "))
 }
 
 /// 1234567 as 1,234,567.

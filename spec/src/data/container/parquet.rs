@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs::File, panic, sync::Arc};
 use parquet::{
     errors::ParquetError,
     file::{metadata::KeyValue, reader::FileReader, serialized_reader::SerializedFileReader},
-    record::reader::RowIter,
+    record::{Field, Row, reader::RowIter},
     schema::types::Type,
 };
 use serde_json::Value;
@@ -48,14 +48,35 @@ pub(super) fn read(file: File, name: Name<'_>, sink: &mut dyn Sink) -> Result<()
             DataError::Row { place, message: format!("cannot be read: {error}") }
         })? {
             number += 1;
-            let row = match row.to_json_value() {
-                Value::Object(fields) => fields,
-                _ => Fields::new(),
-            };
-            sink.row(name.place(Unit::Row, number), Ok(row))?;
+            sink.row(name.place(Unit::Row, number), fields(&row))?;
         }
     }
     Ok(())
+}
+
+/// A row's or a group's fields as JSON.
+fn fields(row: &Row) -> Result<Fields, String> {
+    let field = |(name, field): (&String, &Field)| match value(field) {
+        Ok(value) => Ok((name.clone(), value)),
+        Err(what) => Err(format!("has a `{name}` that {what}")),
+    };
+    row.get_column_iter().map(field).collect()
+}
+
+/// As the crate's own conversion, but bytes that nothing calls a text are one where they are UTF-8, and never Base64.
+fn value(field: &Field) -> Result<Value, String> {
+    match field {
+        Field::Bytes(bytes) => std::str::from_utf8(bytes.data())
+            .map(|text| Value::String(text.to_owned()))
+            .map_err(|error| format!("is no UTF-8: {error}")),
+        Field::Group(row) => {
+            fields(row).map(Value::Object).map_err(|what| format!("holds an object that {what}"))
+        }
+        Field::ListInternal(list) => {
+            list.elements().iter().map(value).collect::<Result<_, _>>().map(Value::Array)
+        }
+        other => Ok(other.to_json_value()),
+    }
 }
 
 /// Runs a piece of the parquet crate, which panics on some damaged files.
