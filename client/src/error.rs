@@ -59,7 +59,7 @@ pub enum ClientError {
     },
     /// The base could not be had from the hub.
     #[error("base: {0}")]
-    Hub(#[from] HubError),
+    Hub(HubError),
     /// A local file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {
@@ -68,6 +68,12 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl From<HubError> for ClientError {
+    fn from(error: HubError) -> Self {
+        Self::Hub(error)
+    }
 }
 
 impl ClientError {
