@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use lorafleet::{Cache, ClientError, FieldError, job_name, pb};
+use lorafleet::{Cache, ClientError, FieldError, Hub, job_name, pb};
+use lorafleet_spec::base::{BaseSource, HubId};
 
 use super::{Fleet, follow::checkpoint_of, transfer};
 
@@ -23,7 +24,7 @@ pub struct Model {
 pub async fn find(named: &str, base: Option<&Path>, fleet: &Fleet) -> anyhow::Result<Model> {
     let folder = Path::new(named);
     if is_adapter(folder) {
-        return Ok(Model { base: base_of(folder, base)?, adapter: Some(folder.to_owned()) });
+        return Ok(Model { base: here(base_of(folder, base)?).await?, adapter: Some(folder.to_owned()) });
     }
     if is_model(folder) {
         return Ok(Model { base: folder.to_owned(), adapter: None });
@@ -62,10 +63,18 @@ async fn fetch(job: &str, base: Option<&Path>, fleet: &Fleet) -> anyhow::Result<
         return Ok(Model { base: folder, adapter: None });
     }
     let base = match base {
-        Some(base) => base.to_owned(),
+        Some(base) => here(base.to_owned()).await?,
         None => cache.base(&client, base_digest(&job)?, &shown).await?,
     };
     Ok(Model { base, adapter: Some(folder) })
+}
+
+/// A base's folder: what was given, or, where that is a hub id, what the hub sends.
+async fn here(base: PathBuf) -> Result<PathBuf, ClientError> {
+    match BaseSource::parse(&base.to_string_lossy(), Path::new("")) {
+        BaseSource::Hub(id) => Ok(Hub::from_env()?.fetch(&id, &transfer::by_name()).await?.dir),
+        _ => Ok(base),
+    }
 }
 
 fn base_digest(job: &pb::Job) -> anyhow::Result<&str> {
@@ -73,7 +82,7 @@ fn base_digest(job: &pb::Job) -> anyhow::Result<&str> {
     base.map(|base| base.sha256.as_str()).with_context(|| format!("{} names no base", job.name))
 }
 
-/// The base of an adapter's folder: as given, else the folder that its configuration names.
+/// The base of an adapter's folder: as given, else the folder or hub id that its configuration names.
 fn base_of(adapter: &Path, given: Option<&Path>) -> Result<PathBuf, ClientError> {
     if let Some(base) = given {
         return Ok(base.to_owned());
@@ -87,6 +96,10 @@ fn base_of(adapter: &Path, given: Option<&Path>) -> Result<PathBuf, ClientError>
         if !recorded.is_empty() && base.join("config.json").is_file() {
             return Ok(base);
         }
+    }
+    if let Some(hub) = HubId::parse(recorded) {
+        let hub = config["revision"].as_str().map_or(hub.clone(), |revision| hub.at(revision));
+        return Ok(hub.to_string().into());
     }
     let why = match recorded {
         "" => "the adapter names no base".to_owned(),
@@ -116,9 +129,15 @@ mod tests {
         std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
         assert_eq!(base_of(&adapter, None).unwrap(), base);
         assert_eq!(base_of(&adapter, Some(Path::new("other"))).unwrap(), Path::new("other"));
-        std::fs::write(adapter.join("adapter_config.json"), r#"{"base_model_name_or_path": "org/model"}"#)
-            .unwrap();
+        let write = |config: &str| std::fs::write(adapter.join("adapter_config.json"), config).unwrap();
+        write(r#"{"base_model_name_or_path": "org/model", "revision": "c0ffee"}"#);
+        assert_eq!(
+            base_of(&adapter, None).unwrap(),
+            Path::new("org/model@c0ffee"),
+            "the hub is asked for it"
+        );
+        write(r#"{"base_model_name_or_path": "/nowhere/model"}"#);
         let error = base_of(&adapter, None).unwrap_err().to_string();
-        assert!(error.contains("'org/model' is no folder here"), "{error}");
+        assert!(error.contains("'/nowhere/model' is no folder here"), "{error}");
     }
 }

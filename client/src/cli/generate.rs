@@ -18,8 +18,8 @@ pub struct Args {
     /// What to answer.
     #[arg(long)]
     prompt: String,
-    /// The base's folder; needed for an adapter's folder unless that names one. A job knows its own.
-    #[arg(long, value_name = "DIR")]
+    /// The base's folder or hub id; needed for an adapter's folder unless that names one. A job knows its own.
+    #[arg(long, value_name = "DIR|ID")]
     base: Option<PathBuf>,
     /// Tokens of the answer at most.
     #[arg(long, default_value_t = 128, value_name = "N")]

@@ -18,8 +18,8 @@ pub struct Args {
     /// The folder to write; it must not exist.
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// The base's folder; needed for an adapter's folder unless that names one. A job knows its own.
-    #[arg(long, value_name = "DIR")]
+    /// The base's folder or hub id; needed for an adapter's folder unless that names one. A job knows its own.
+    #[arg(long, value_name = "DIR|ID")]
     base: Option<PathBuf>,
     /// Number type of all weights. Default: each keeps its own.
     #[arg(long, value_name = "TYPE", value_parser = ["f32", "f16", "bf16"])]

@@ -122,8 +122,7 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
     }
     let spec_sha256 = Digest::of(&text);
     let total_parameters = plan.total_parameters;
-    let parts =
-        Parts { job, spec_sha256, files, base, train, eval, prompts, total_steps, total_parameters };
+    let parts = Parts { job, spec_sha256, files, base, train, eval, prompts, total_steps, total_parameters };
     Ok(Prepared { parts, trainer })
 }
 

@@ -47,7 +47,11 @@ impl AdapterConfig {
             modules_to_save: fields.names("modules_to_save")?,
             start: None,
         };
-        let base_model = fields.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
+        let text = |key| fields.get(key).and_then(Value::as_str);
+        let base_model = match (text("base_model_name_or_path"), text("revision")) {
+            (Some(base), Some(revision)) => Some(format!("{base}@{revision}")),
+            (base, _) => base.map(str::to_owned),
+        };
         Ok(Self { base_model, adapter, task: fields.task()?, fan_in_fan_out: fields.flag("fan_in_fan_out") })
     }
 }

@@ -50,6 +50,19 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
+fn a_base_of_the_hub_is_written_as_name_and_revision() {
+    let mut config = config();
+    config.base_model = Some("org/model@c0ffee".into());
+    let text = config.to_json(&layout());
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&json["base_model_name_or_path"], &json["revision"]),
+        (&json!("org/model"), &json!("c0ffee"))
+    );
+    assert_eq!(AdapterConfig::parse(text.as_bytes()).unwrap(), config);
+}
+
+#[test]
 fn all_linear_is_written_as_names() {
     let mut config = config();
     config.adapter.targets = TargetRule::AllLinear;

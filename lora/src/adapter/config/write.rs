@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use lorafleet_spec::base::HubId;
 use lorafleet_spec::job::{Init, Method, Task};
 use lorafleet_spec::targets::TargetRule;
 use serde_json::{Map, Value, json};
@@ -23,7 +24,10 @@ impl AdapterConfig {
         let alphas = spec.alpha_pattern.iter().map(|(p, alpha)| (p.clone(), number(*alpha))).collect();
         let mut set = |key, value| entries.push((key, value));
         set("alpha_pattern", Value::Object(alphas));
-        set("base_model_name_or_path", json!(self.base_model));
+        // A hub id at a commit is two fields there.
+        let hub = self.base_model.as_deref().and_then(HubId::parse).filter(|hub| hub.revision.is_some());
+        let base = hub.as_ref().map(|hub| &hub.id).or(self.base_model.as_ref());
+        set("base_model_name_or_path", json!(base));
         set("exclude_modules", spec.exclude.as_ref().map_or(Value::Null, |rule| rule_value(rule, layout)));
         set("fan_in_fan_out", json!(self.fan_in_fan_out));
         set("inference_mode", json!(true));
@@ -40,7 +44,7 @@ impl AdapterConfig {
         set("qalora_group_size", json!(16));
         set("r", json!(spec.rank));
         set("rank_pattern", Value::Object(ranks));
-        set("revision", Value::Null);
+        set("revision", json!(hub.as_ref().map(HubId::revision)));
         set("target_modules", rule_value(&spec.targets, layout));
         set("task_type", json!(task_type(self.task)));
         set("use_dora", json!(spec.method == Method::Dora));
