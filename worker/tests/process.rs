@@ -1,4 +1,4 @@
-//! The program itself: health names, metrics, SIGTERM in the middle of a job, refused flags, `generate`.
+//! The program itself: health names, metrics, SIGTERM in the middle of a job, refused flags, `generate`, `merge`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -132,6 +132,24 @@ fn generate_answers_the_same_each_time() {
     let missing = run(&["generate", "--base", "/no/such/base", "--prompt", prompt]);
     assert!(!missing.status.success());
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such/base"));
+}
+
+#[test]
+fn merge_writes_a_folder_once() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora/tests/parity/llama-qv");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("merged");
+    let folder = |path: &Path| path.to_str().unwrap().to_owned();
+    let (base, adapter) = (folder(&case.join("base")), folder(&case.join("trained")));
+    let args =
+        ["merge", "--base", &base, "--adapter", &adapter, "--out", out.to_str().unwrap(), "--dtype", "f16"];
+    let first = run(&args);
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    assert!(String::from_utf8_lossy(&first.stdout).contains("4 tensors merged"), "q and v of two layers");
+    assert!(out.join("model.safetensors").is_file() && out.join("config.json").is_file());
+    let second = run(&args);
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("exists already"));
 }
 
 #[test]

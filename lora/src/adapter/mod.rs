@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lorafleet_spec::base::BaseShape;
+use lorafleet_spec::job::Init;
 
 use crate::model::ModelError;
 use crate::params::{AdapterView, Layout};
@@ -157,7 +158,12 @@ impl Adapter {
                 (config.into_bytes(), file::write_weights(&layout, &weights))
             }
             None => {
-                let config = self.config.to_json(&self.layout);
+                let mut config = self.config.clone();
+                if config.subtracts_start() {
+                    // Nothing is subtracted, so nobody who reads it may.
+                    config.adapter.init = Init::Kaiming;
+                }
+                let config = config.to_json(&self.layout);
                 (config.into_bytes(), file::write_weights(&self.layout, &self.weights))
             }
         }

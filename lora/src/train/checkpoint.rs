@@ -116,6 +116,7 @@ impl Trainer {
         spare.start(&adapter.weights);
         self.start = adapter.start.clone();
         self.progress = Progress::default();
+        self.config.adapter.init = adapter.config.adapter.init;
         self.states.adopt();
         self.abandon_step();
         Ok(())

@@ -61,6 +61,42 @@ fn bf16_trains_like_f32_and_does_not_change_a_bit_either() {
 }
 
 #[test]
+fn every_form_ends_in_the_same_bytes_too() {
+    // Draws by place, starts made from the base, norms: none may depend on who computes, or on a restart.
+    for form in [
+        "rank: 4, alpha: 8, method: dora, dropout: 0.2",
+        "rank: 4, alpha: 8, init: pissa, dropout: 0.1",
+        "rank: 4, alpha: 8, init: olora, method: dora, targets: [q_proj, down_proj], modules_to_save: [norm]",
+    ] {
+        let train =
+            format!("steps: {STEPS}, global_batch: 5, micro_batches: 4, max_length: 48, lr: 2e-3, seed: 5");
+        let job = job(&train, form);
+        let data = examples("train.jsonl", LINES, job.train.max_length as usize);
+        let base = base();
+        let run = |world_size, threads, restart| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut gang = Gang::new(&base, &job, data.len(), STEPS, world_size);
+                for step in 1..=3 {
+                    gang.step(&data);
+                    if step == restart {
+                        let files = gang.files();
+                        gang = Gang::new(&base, &job, data.len(), STEPS, world_size);
+                        gang.members.iter_mut().for_each(|member| member.restore(&files).unwrap());
+                    }
+                }
+                gang.files()
+            })
+        };
+        let alone = run(1, 1, 0);
+        for (world_size, threads, restart) in [(1, 3, 2), (3, 2, 0)] {
+            let files = run(world_size, threads, restart);
+            assert!(alone == files, "{form}: {world_size} members, {threads} threads, restart at {restart}");
+        }
+    }
+}
+
+#[test]
 fn f32_sums_train_too() {
     let exact = run(&small_job("exact"), 1, 2).0;
     let f32 = run(&small_job("f32"), 2, 2).0;

@@ -52,6 +52,10 @@ async fn a_job_from_submit_to_an_answer() -> Result<()> {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    let merged = fleet.home("merge")?.join("merged");
+    let output = fleet.cli(&["merge", id, &merged.display().to_string()])?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(merged.join("model.safetensors").is_file() && merged.join("tokenizer.json").is_file());
     Ok(())
 }
 

@@ -204,6 +204,8 @@ impl Case {
             Some(keep) => Path::new(&keep).join(self.dir.file_name().unwrap_or_default()),
             None => temporary.path().to_owned(),
         };
+        // Another folder's case of the same name may have been there.
+        let _ = std::fs::remove_dir_all(&folder);
         let theirs = self.merged(&self.dir.join("trained"), &folder.join("theirs"))?;
         self.check_logits("merged_logits", &theirs, None, of_each)?;
         let files = folder.join("adapter");
