@@ -11,8 +11,8 @@ use super::pass::{Narrow, Pass};
 use super::projection::{Lows, Projected, Projection};
 use super::until::Until;
 use crate::linear::Into;
+use crate::ops::attention::backward::{Gradients, Saved, backward};
 use crate::ops::attention::{self, Mask};
-use crate::ops::attention_backward::{self, Gradients};
 use crate::ops::rope::{Turn, rotate};
 use crate::ops::{OpError, Scope};
 
@@ -188,15 +188,8 @@ impl AttentionPart {
                     if let Some(Narrow { rows, .. }) = narrow {
                         residual = scatter(residual, rows, pass.tokens(), scope)?;
                     }
-                    let at = attention_backward::Saved { q: &q, k: &k, v: &v, out: &attended, stats: &stats };
-                    let inner = attention_backward::backward(
-                        &at,
-                        &dout,
-                        pass.spans,
-                        pass.heads,
-                        self.mask(pass),
-                        scope,
-                    )?;
+                    let at = Saved { q: &q, k: &k, v: &v, out: &attended, stats: &stats };
+                    let inner = backward(&at, &dout, pass.spans, pass.heads, self.mask(pass), scope)?;
                     scope.pool.recycle(dout)?;
                     let input = Input { x: &x, entry: entry.as_ref(), lows: &qkv_lows };
                     self.input_backward(input, inner, heads.as_ref(), residual, until, gradients, pass)?

@@ -4,16 +4,26 @@
 //! largest and the inverse sum of exponentials are kept, from which the backward pass makes the probabilities again
 //! (arXiv:2307.08691). How the work is cut between threads follows from the sequences' lengths, and changes no bit.
 
+pub(crate) mod backward;
+mod keys;
+mod mask;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod units;
+
 use std::ops::Range;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::attention_keys::PackedKeys;
-pub(crate) use super::attention_mask::{Heads, Mask, Span};
-use super::attention_rows::{numerators, whole_lanes};
+use keys::PackedKeys;
+pub(crate) use mask::{Heads, Mask, Span};
+use rows::{numerators, whole_lanes};
+
 use super::kernel::{PANEL, ROWS};
 use super::product::{Left, Right, serial};
+use super::simd::vectorized;
 use super::{OpError, Scope, matrix, view};
 
 const OP: &str = "attention";
@@ -41,9 +51,15 @@ impl Scatter {
     /// The destination outlives the call, and no two threads write the same place.
     pub unsafe fn write(&self, at: usize, row: &[f32], scale: f32) {
         assert!(at + row.len() <= self.len, "a row of a head");
-        for (i, x) in row.iter().enumerate() {
-            // SAFETY: inside the destination, by the assertion; not shared, by the caller's promise.
-            unsafe { *self.start.add(at + i) = x * scale };
+        // SAFETY: inside the destination, by the assertion; not shared, by the caller's promise.
+        scale_to(row, scale, unsafe { std::slice::from_raw_parts_mut(self.start.add(at), row.len()) });
+    }
+}
+
+vectorized! {
+    fn scale_to(row: &[f32], scale: f32, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(row) {
+            *out = x * scale;
         }
     }
 }
@@ -203,7 +219,7 @@ const CHAIN: usize = 1024;
 
 /// `left · right` over some keys: `left` is `[rows, keys]`, `right` `[keys, D]`, each with the distance of its rows, both
 /// from key 0 on. Chains end at the same keys whatever else is seen.
-pub(super) fn sum_over_keys(
+fn sum_over_keys(
     result: &mut [f32],
     dim: usize,
     rows: usize,

@@ -1,22 +1,41 @@
 //! Fused operations with hand-written backward passes: free functions on candle tensors.
 //!
-//! Legend of the shape suffixes: T tokens of the packed batch, H hidden, D head dimension, N query heads, K key/value
-//! heads, M width of the MLP, V vocabulary, R the LoRA rank, L labelled tokens.
+//! # Legend of the shapes
+//! | letter | what it counts |
+//! | --- | --- |
+//! | T | tokens of the packed batch; T' keys, where a cache holds earlier ones |
+//! | H | width of the residual stream, or of what a norm norms |
+//! | N, K, D | query heads, key/value heads, values of a head |
+//! | M | width of the MLP |
+//! | V, L | vocabulary (or classes), labelled tokens (or sequences) |
+//! | R | rank of an adapter |
 //!
-//! Every operation has a CPU body, rows split between threads; a tensor on another device is an error that names the
-//! operation. Nothing is summed in an order that depends on the number of threads.
+//! # Operations
+//! | operation | forward | the backward pass needs |
+//! | --- | --- | --- |
+//! | [`norm`]: [`rms_norm`], `1 + w`, [`layer_norm`]; with the residual sum | `[T, n·H]` → `[T, n·H]` | input, statistics of each row |
+//! | [`rope`]: every scaling of transformers | `[T, N·D]`, in place | nothing |
+//! | [`attention`]: causal or not, sliding window, softcap | q, k, v → `[T, N·D]` | q, k, v, result, two numbers for each row and head |
+//! | [`activation`]: gated, plain, from one matrix; tanh | `[T, M]` twice → `[T, M]` | its arguments, whose places the gradients take |
+//! | [`cross_entropy`]: of tokens or classes, with a softcap | `[L, V]` → loss | nothing: the gradient takes the logits' place |
+//! | [`embedding`], its gradient by [`scatter`] | tokens → `[T, H]` | tokens |
+//! | [`product`]: matrix products | | |
+//!
+//! # Rules
+//! - Every operation has a CPU body, rows split between threads; a tensor on another device is an error that names the
+//!   operation.
+//! - Nothing is summed in an order that depends on the number of threads. What is summed over tokens (gradients of norms,
+//!   biases, keys and values) is summed in parts that follow from the shapes alone, and the parts in one order.
+//! - What can be made again from what is kept anyway (norms, activations, probabilities) is not kept, and comes out with
+//!   the same bits.
+//! - exp, tanh and erf are polynomials of IEEE operations ([`simd`], [`special`]): the same bits with every instruction set.
+//!   Products are not (fused multiply-add or none): the instruction set is part of a worker's kind.
+//! - Gradients of parameters are **added** to the place that they are given, unless an operation says otherwise.
 
 pub(crate) mod activation;
 pub(crate) mod add;
 pub(crate) mod aligned;
 pub(crate) mod attention;
-pub(crate) mod attention_backward;
-pub(crate) mod attention_keys;
-pub(crate) mod attention_mask;
-pub(crate) mod attention_rows;
-#[cfg(test)]
-mod attention_tests;
-pub(crate) mod attention_units;
 pub(crate) mod bf16;
 pub(crate) mod cross_entropy;
 pub(crate) mod embedding;
@@ -28,7 +47,6 @@ pub(crate) mod pool;
 pub(crate) mod product;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
-pub(crate) mod rope_frequencies;
 pub(crate) mod scatter;
 pub(crate) mod simd;
 pub(crate) mod special;

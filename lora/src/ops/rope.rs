@@ -1,11 +1,14 @@
 //! Rotary position embedding (arXiv:2104.09864), in place: pair (i, i + D/2) of each head turns by position · θ^(-2i/D).
 
+mod frequencies;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 use lorafleet_spec::base::{Rope, RopeScaling};
 
-use super::rope_frequencies::{Frequencies, frequencies};
+use frequencies::{Frequencies, frequencies};
+
 use super::simd::vectorized;
 use super::{OpError, for_rows, into_vec, matrix};
 

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::kernel::ROWS;
-use super::simd::{LANES, exp, sum_lanes, vectorized};
-use super::special::tanh;
+use crate::ops::kernel::ROWS;
+use crate::ops::simd::{LANES, exp, sum_lanes, vectorized};
+use crate::ops::special::tanh;
 
 /// The smallest range of whole vectors around `keys`.
 pub(crate) fn whole_lanes(keys: Range<usize>) -> Range<usize> {
@@ -46,7 +46,14 @@ fn largest(row: &[f32]) -> f32 {
             *best = if x > *best { x } else { *best };
         }
     }
-    lanes.iter().fold(f32::NEG_INFINITY, |best, &x| if x > best { x } else { best })
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 /// Replaces scores by `exp(x - max)`; returns their sum.

@@ -2,11 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::attention;
-use super::attention_backward::{self, Saved};
-use super::attention_mask::{Heads, Mask, Span};
-use super::matrix;
-use super::tests::{check_gradient, close, noise, same_on_threads, scoped, values, weigh};
+use super::backward::{self, Saved};
+use super::mask::{Heads, Mask, Span};
+use crate::ops::matrix;
+use crate::ops::tests::{check_gradient, close, noise, same_on_threads, scoped, values, weigh};
 
 const HEADS: Heads = Heads { heads: 6, kv_heads: 2, head_dim: 10, scale: 0.4 };
 
@@ -59,16 +58,16 @@ fn plain(q: &[f32], k: &[f32], v: &[f32], spans: &[Span], mask: Mask) -> Vec<f32
 
 fn forward(q: &[f32], k: &[f32], v: &[f32], spans: &[Span], mask: Mask) -> Vec<f32> {
     let (q, k, v) = (tensor(q, 60), tensor(k, 20), tensor(v, 20));
-    scoped(|scope| values(&attention::forward(&q, &k, &v, spans, HEADS, mask, scope).unwrap().0))
+    scoped(|scope| values(&super::forward(&q, &k, &v, spans, HEADS, mask, scope).unwrap().0))
 }
 
 /// Gradients of q, k and v, one after the other.
 fn gradients(q: &[f32], k: &[f32], v: &[f32], dy: &[f32], spans: &[Span], mask: Mask) -> Vec<f32> {
     let (q, k, v) = (tensor(q, 60), tensor(k, 20), tensor(v, 20));
     scoped(|scope| {
-        let (out, stats) = attention::forward(&q, &k, &v, spans, HEADS, mask, scope).unwrap();
+        let (out, stats) = super::forward(&q, &k, &v, spans, HEADS, mask, scope).unwrap();
         let saved = Saved { q: &q, k: &k, v: &v, out: &out, stats: &stats };
-        let g = attention_backward::backward(&saved, &tensor(dy, 60), spans, HEADS, mask, scope).unwrap();
+        let g = backward::backward(&saved, &tensor(dy, 60), spans, HEADS, mask, scope).unwrap();
         [values(&g.dq), values(&g.dk), values(&g.dv)].concat()
     })
 }

@@ -7,15 +7,15 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::attention::{Scatter, sum_over_keys};
-use super::attention_keys::PackedKeys;
-use super::attention_mask::{Heads, Mask, Span};
-use super::attention_rows::{RowStats, probabilities, whole_lanes};
-use super::attention_units::{Unit, units};
-use super::kernel::{PANEL, ROWS};
-use super::product::{Left, Right, serial};
-use super::simd::{dot, vectorized};
-use super::{OpError, Scope, matrix, view};
+use super::keys::PackedKeys;
+use super::mask::{Heads, Mask, Span};
+use super::rows::{RowStats, probabilities, whole_lanes};
+use super::units::{Unit, units};
+use super::{Scatter, sum_over_keys};
+use crate::ops::kernel::{PANEL, ROWS};
+use crate::ops::product::{Left, Right, serial};
+use crate::ops::simd::{dot, vectorized};
+use crate::ops::{OpError, Scope, matrix, view};
 
 const OP: &str = "attention backward";
 
@@ -39,7 +39,7 @@ pub(crate) struct Gradients {
     pub dv: Tensor,
 }
 
-/// Backward of [`super::attention::forward`] for the gradient `dout` `[T, N·D]`.
+/// Backward of [`super::forward`] for the gradient `dout` `[T, N·D]`.
 pub(crate) fn backward(
     saved: &Saved,
     dout: &Tensor,

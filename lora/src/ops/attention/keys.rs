@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Scope;
-use super::attention_mask::{Heads, Span};
-use super::kernel::PANEL;
-use super::transpose::{Block, words};
+use super::mask::{Heads, Span};
+use crate::ops::Scope;
+use crate::ops::kernel::PANEL;
+use crate::ops::transpose::{Block, words};
 
 /// `[D, PANEL]` for each panel of keys of each key/value head of each sequence; zero past the last key.
 pub(crate) struct PackedKeys {

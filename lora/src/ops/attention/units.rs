@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Scope;
-use super::attention::Scatter;
-use super::attention_backward::BLOCK;
-use super::attention_mask::{Heads, Mask, Span};
+use super::Scatter;
+use super::backward::BLOCK;
+use super::mask::{Heads, Mask, Span};
+use crate::ops::Scope;
+use crate::ops::add::add;
 
 /// Some queries of some heads that share the keys and values of one sequence.
 #[derive(Clone, Debug)]
@@ -98,7 +99,7 @@ fn add_up(
     parts.into_par_iter().with_max_len(1).for_each(|(unit, part)| {
         let (first, others) = part.split_at_mut(sums(unit));
         for other in others.chunks_exact(first.len()) {
-            first.iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
+            add(first, other);
         }
         write(first, &spans[unit.span], unit.kv, heads, to);
     });
