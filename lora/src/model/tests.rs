@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::{LossSum, PackedBatch, Transformer};
 use crate::flops::FlopCounter;
-use crate::params::{AdapterView, Layout, ModuleKind, ModuleSpec};
+use crate::params::{AdapterView, Dropout, Layout, ModuleKind, ModuleSpec};
 
 fn base(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(case).join("base")

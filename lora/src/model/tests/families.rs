@@ -3,10 +3,10 @@
 use super::*;
 use crate::model::Keep;
 use crate::model::weights::Weights;
-use crate::ops::tests::{check_gradient, noise, on_threads};
+use crate::ops::tests::{noise, on_threads};
 
 /// One base of each family, and what it is loaded for.
-const FAMILIES: [(&str, Head); 7] = [
+const FAMILIES: [(&str, Head); 11] = [
     ("llama-all-linear", Head::LanguageModel),
     ("mistral-sliding-window", Head::LanguageModel),
     ("qwen2", Head::LanguageModel),
@@ -14,6 +14,10 @@ const FAMILIES: [(&str, Head); 7] = [
     ("phi3", Head::LanguageModel),
     ("gemma2", Head::LanguageModel),
     ("gemma3", Head::LanguageModel),
+    ("gpt2", Head::LanguageModel),
+    ("bert-classify", Head::Classifier { labels: 5 }),
+    ("roberta-classify", Head::Classifier { labels: 5 }),
+    ("distilbert-classify", Head::Classifier { labels: 5 }),
 ];
 
 /// A family's model with examples to train on, longer than its windows.
@@ -76,7 +80,12 @@ impl Case {
         gradients(&self.model, batch, layout, weights)
     }
 
-    /// Compares the gradient of each tensor with central differences.
+    /// Step of the differences: short where a ReLU has a kink, and the loss, of few terms, is exact enough for it.
+    fn step(&self) -> f32 {
+        if self.shape.attention.causal { 2e-3 } else { 3e-4 }
+    }
+
+    /// Compares the gradient of each tensor with differences of the loss.
     fn check(&self, layout: &Layout, weights: &[f32]) {
         let batch = self.batch();
         let (sum, gradients) = self.gradients(&batch, layout, weights);
@@ -90,13 +99,33 @@ impl Case {
             let name = format!("{}: {tensor}", self.name);
             let part = &gradients[place.clone()];
             assert!(part.iter().all(|g| g.is_finite()), "{name}: not every value was written");
-            check_gradient(&name, &weights[place.clone()], part, |part| {
-                let mut weights = weights.to_vec();
-                weights[place.clone()].copy_from_slice(part);
-                loss(&weights)
-            });
+            for seed in [21, 22] {
+                let direction = noise(part.len(), seed);
+                let moved = |step: f32| {
+                    let mut weights = weights.to_vec();
+                    weights[place.clone()].iter_mut().zip(&direction).for_each(|(w, u)| *w += step * u);
+                    loss(&weights)
+                };
+                along(&name, part, &direction, sum.loss, self.step(), moved);
+            }
         }
     }
+}
+
+/// Compares a gradient with the slope of `moved`, the loss after a step along a direction.
+fn along(name: &str, gradient: &[f32], direction: &[f32], loss: f64, step: f32, moved: impl Fn(f32) -> f64) {
+    let slope = |h: f32| (moved(h) - moved(-h)) / (2.0 * f64::from(h));
+    // Richardson's: what grows with the square of the step is gone.
+    let numeric = (4.0 * slope(step) - slope(2.0 * step)) / 3.0;
+    let products = gradient.iter().zip(direction).map(|(g, u)| f64::from(*g) * f64::from(*u));
+    let by_hand: f64 = products.sum();
+    let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+    // A loss has an error of a few units in the last place of its f32 terms.
+    let allowed = 5e-3 * norm + 1e-6 * loss / f64::from(step);
+    assert!(
+        (numeric - by_hand).abs() < allowed,
+        "{name}: {numeric} by difference, {by_hand} by hand, ±{allowed} allowed"
+    );
 }
 
 /// Every tensor of a layout with its place.
@@ -228,6 +257,59 @@ fn decoding_with_a_cache_gives_the_logits_of_the_whole() {
                 assert!((x - y).abs() < 1e-4, "{} after {at} tokens: {x} and {y}", case.name);
             }
         }
+    }
+}
+
+#[test]
+fn dropout_belongs_to_the_example_and_the_step() {
+    for case in Case::all() {
+        let (layout, weights) = case.lora();
+        let run = |batch: &PackedBatch, step| {
+            let dropout = Some(Dropout { p: 0.3, seed: 5, step });
+            let view = AdapterView { dropout, ..AdapterView::new(&layout, &weights) };
+            let mut gradients = vec![f32::NAN; layout.len()];
+            case.model.loss_and_gradients(batch, &view, &mut gradients, &FlopCounter::new()).unwrap();
+            gradients
+        };
+        let together = run(&case.batch().starting_at(7), 3);
+        let mut alone = vec![0f32; layout.len()];
+        for (i, example) in case.examples.iter().enumerate() {
+            let one = PackedBatch::new(&[example]).unwrap().starting_at(7 + i as u32);
+            alone.iter_mut().zip(run(&one, 3)).for_each(|(sum, g)| *sum += g);
+        }
+        let largest = together.iter().fold(0f32, |most, g| most.max(g.abs()));
+        let off = together.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(off < 1e-4 * largest, "{}: {off} of {largest}", case.name);
+        assert_ne!(together, run(&case.batch().starting_at(7), 4), "{}: another step", case.name);
+        assert_ne!(together, run(&case.batch(), 3), "{}: other examples", case.name);
+    }
+}
+
+#[test]
+fn classes_and_scores_are_predicted_for_each_sequence() {
+    for case in Case::all().filter(|case| !case.shape.attention.causal) {
+        let batch = case.batch();
+        let logits = case.model.predict(&batch, None).unwrap();
+        let alone = case
+            .examples
+            .iter()
+            .flat_map(|example| case.model.predict(&PackedBatch::new(&[example]).unwrap(), None).unwrap());
+        assert_eq!(logits, alone.collect::<Vec<_>>(), "{}: bit for bit", case.name);
+        let cross_entropy = |(row, class): (&[f32], usize)| {
+            let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+            sum.ln() - f64::from(row[class])
+        };
+        let want: f64 = logits.chunks_exact(5).zip(0..).map(cross_entropy).sum();
+        let got = case.model.loss(&batch, None, &FlopCounter::new()).unwrap();
+        assert!((got.loss - want).abs() < 1e-5 && got.labelled_tokens == 3, "{}: {got:?}", case.name);
+        assert!(case.model.new_cache(4).is_err() && case.model.logits(&batch, None).is_err());
+        let tokens = PackedBatch::pack([([1u32, 2].as_slice(), [false, true].as_slice())]).unwrap();
+        let error = case.model.loss(&tokens, None, &FlopCounter::new()).unwrap_err().to_string();
+        assert!(error.contains("class"), "{error}");
+        let unknown = Example { target: Target::Class(5), ..case.examples[0].clone() };
+        let unknown = PackedBatch::new(&[&unknown]).unwrap();
+        let error = case.model.loss(&unknown, None, &FlopCounter::new()).unwrap_err().to_string();
+        assert!(error.contains("class 5"), "{error}");
     }
 }
 

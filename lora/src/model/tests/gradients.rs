@@ -111,6 +111,33 @@ fn a_step_costs_what_a_lora_step_should() {
 }
 
 #[test]
+fn a_trained_head_is_summed_over_its_chunks() {
+    let (model, shape) = load(small_base());
+    let head = shape.linears.iter().find(|l| l.role == Role::Head).unwrap();
+    let mut layout = Layout::new();
+    layout.push(&head.name, head.in_features, head.out_features, 4, 2.0);
+    layout.push_whole("model.norm.weight", &[head.in_features]);
+    let weights: Vec<f32> = noise(layout.len(), 7).iter().map(|x| 0.1 * x).collect();
+    // More labelled tokens than a chunk has rows, together; fewer, each alone.
+    let lengths = [420, 430, 410];
+    let (together, gradients_together) = gradients(&model, &batch(4096, &lengths, 1), &layout, &weights);
+    let (mut loss, mut sum) = (0.0, vec![0f32; layout.len()]);
+    for (i, n) in lengths.into_iter().enumerate() {
+        // The i-th example of a batch of empty ones before it.
+        let mut alone = vec![1; i];
+        alone.push(n);
+        let (one, gradients) = gradients(&model, &batch(4096, &alone, 1), &layout, &weights);
+        loss += one.loss;
+        sum.iter_mut().zip(gradients).for_each(|(sum, g)| *sum += g);
+    }
+    assert!((together.loss - loss).abs() < 1e-6 * loss);
+    let largest = sum.iter().fold(0f32, |most, g| most.max(g.abs()));
+    for (a, b) in gradients_together.iter().zip(&sum) {
+        assert!((a - b).abs() < 1e-5 * largest, "{a} in chunks, {b} alone");
+    }
+}
+
+#[test]
 fn nothing_labelled_costs_nothing() {
     let (model, shape) = load(&base("llama-qv"));
     let layout = layout(&shape, &[Role::Q], 0..2, 2);
