@@ -15,11 +15,12 @@ use super::block::Block;
 use super::classifier::ClassifierHead;
 use super::embed::{Embed, Learned, TokenTable};
 use super::frame::Frame;
+use super::known::Known;
 use super::lm_head::LmHead;
 use super::mlp_part::MlpPart;
 use super::parameters::{FrozenNorm, LinearId, NormId, Parameters};
 use super::projection::Projection;
-use super::transformer::{Head, Known, Parts};
+use super::transformer::{Head, Parts};
 use super::weights::Weights;
 use crate::linear::FrozenLinear;
 

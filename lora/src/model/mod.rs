@@ -12,6 +12,9 @@ mod classifier;
 mod columns;
 mod embed;
 mod frame;
+mod gradients;
+mod inference;
+mod known;
 mod lm_head;
 mod load;
 mod mlp_part;
@@ -28,7 +31,8 @@ use std::path::PathBuf;
 
 pub use batch::PackedBatch;
 pub use cache::KvCache;
-pub use transformer::{Keep, LossSum, Transformer};
+pub use gradients::Keep;
+pub use transformer::{LossSum, Transformer};
 
 pub use crate::ops::OpError;
 
