@@ -6,7 +6,6 @@ use crate::adapter::Adapter;
 use crate::adapter::init::generator;
 use crate::base::Base;
 use crate::model::ModelError;
-use crate::params::AdapterView;
 
 /// How to continue a prompt.
 #[derive(Clone, Debug)]
@@ -74,17 +73,14 @@ pub fn generate(
 ) -> Result<Vec<u32>, GenerateError> {
     let positions = base.shape().max_positions;
     check(prompt, positions, options)?;
-    let model = base.model();
-    let scaled = adapter.filter(|adapter| adapter.layout.modules().iter().any(|m| m.magnitude.is_some()));
-    let norms = scaled.map(|adapter| model.magnitude_norms(&adapter.view())).transpose()?;
-    let view = adapter.map(|adapter| AdapterView { norms: norms.as_deref(), ..adapter.view() });
+    let view = adapter.map(Adapter::view);
     let room = options.max_new_tokens.min(positions - prompt.len());
-    let mut cache = model.new_cache(prompt.len() + room)?;
+    let mut session = base.model().session(view.as_ref(), prompt.len() + room)?;
     let mut sampler = Sampler::new(options);
     let mut continuation = Vec::new();
     let mut next = prompt.to_vec();
     while continuation.len() < room {
-        let logits = model.decode(&next, view.as_ref(), &mut cache)?;
+        let logits = session.append(&next)?;
         let at = prompt.len() + continuation.len();
         let token = sampler.choose(&logits, continuation.len()).ok_or(GenerateError::NotFinite { at })?;
         if options.stop.contains(&token) {

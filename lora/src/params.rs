@@ -206,9 +206,6 @@ pub struct AdapterView<'a> {
     pub frozen_start: Option<&'a [f32]>,
     /// Dropout of the adapters' inputs; nothing where no step is trained.
     pub dropout: Option<Dropout>,
-    /// The norms that DoRA's magnitudes are divided by, at the magnitudes' places, where they are known
-    /// ([`crate::model::Transformer::magnitude_norms`]); else each pass computes them.
-    pub norms: Option<&'a [f32]>,
 }
 
 /// The trained tensors of one module.
@@ -220,8 +217,6 @@ pub struct LoraWeights<'a> {
     pub b: &'a [f32],
     /// DoRA's magnitude, `[out_features]`.
     pub magnitude: Option<&'a [f32]>,
-    /// The norms that the magnitude is divided by, where they are known.
-    pub norms: Option<&'a [f32]>,
     /// `A` and `B` as they were at first, to be subtracted.
     pub start: Option<(&'a [f32], &'a [f32])>,
     /// Names, sizes, scale, and the places in the flat buffers (gradients go to the same places).
@@ -231,7 +226,7 @@ pub struct LoraWeights<'a> {
 impl<'a> AdapterView<'a> {
     /// A view without a frozen start or dropout.
     pub fn new(layout: &'a Layout, weights: &'a [f32]) -> Self {
-        Self { layout, weights, frozen_start: None, dropout: None, norms: None }
+        Self { layout, weights, frozen_start: None, dropout: None }
     }
 
     /// The trained tensors of a module, or nothing where the module has no adapter.
@@ -242,7 +237,6 @@ impl<'a> AdapterView<'a> {
             a: &weights[module.a.clone()],
             b: &weights[module.b.clone()],
             magnitude: module.magnitude.clone().map(|place| &weights[place]),
-            norms: self.norms.and_then(|norms| Some(&norms[module.magnitude.clone()?])),
             start: self.frozen_start.map(|start| (&start[module.a.clone()], &start[module.b.clone()])),
             module,
         })

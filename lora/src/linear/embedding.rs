@@ -50,8 +50,7 @@ impl<'a> EmbeddingFactors<'a> {
                 hidden = module.out_features;
                 let mut low = Low::of(&weights, [shift(&module.a), shift(&module.b)]);
                 if let (Some(magnitude), Some(place)) = (weights.magnitude, &module.magnitude) {
-                    let norms =
-                        weights.norms.map_or_else(|| column_norms(table, &low, scope), <[f32]>::to_vec);
+                    let norms = column_norms(table, &low, scope);
                     low.magnitude = Some(Magnitude::new(magnitude, norms, shift(place)));
                 }
                 low
@@ -59,13 +58,6 @@ impl<'a> EmbeddingFactors<'a> {
             first += view.layout.len();
         }
         forms.iter().any(Option::is_some).then_some(Self { forms, hidden })
-    }
-
-    /// The norms of the embedding's adapted columns, where the adapter gives it a magnitude.
-    pub fn norms(name: &str, table: Table, view: &AdapterView<'a>, scope: Scope) -> Option<Vec<f32>> {
-        let weights = view.get(name).filter(|weights| weights.magnitude.is_some())?;
-        let places = [weights.module.a.clone(), weights.module.b.clone()];
-        Some(column_norms(table, &Low::of(&weights, places), scope))
     }
 
     fn form(&self, adapter: Option<usize>) -> Option<&Low<'a>> {

@@ -83,12 +83,6 @@ impl<'a> Factors<'a> {
         forms.iter().any(Option::is_some).then_some(Self { forms })
     }
 
-    /// The norms of the layer's adapted rows, where the adapter gives it a magnitude.
-    pub fn norms(layer: &FrozenLinear, view: &AdapterView<'a>, scope: Scope) -> Option<Vec<f32>> {
-        let weights = view.get(&layer.name).filter(|weights| weights.magnitude.is_some())?;
-        Some(row_norms(layer, &Low::of(&weights, None, scope), scope))
-    }
-
     /// What an adapter trains of the layer.
     pub(super) fn form(&self, adapter: Option<usize>) -> Option<&Form<'a>> {
         self.forms.get(adapter?)?.as_ref()
@@ -117,7 +111,7 @@ impl<'a> Form<'a> {
         let mut low = Low::of(&weights, Mask::of(view.dropout, &layer.name), scope);
         (low.a_place, low.b_place) = (shift(&low.a_place), shift(&low.b_place));
         if let (Some(magnitude), Some(place)) = (weights.magnitude, &weights.module.magnitude) {
-            let norms = weights.norms.map_or_else(|| row_norms(layer, &low, scope), <[f32]>::to_vec);
+            let norms = row_norms(layer, &low, scope);
             low.magnitude = Some(Magnitude::new(magnitude, norms, shift(place)));
         }
         Some(Self::Low(Box::new(low)))

@@ -22,6 +22,7 @@ pub struct PackedBatch {
     examples: Vec<u32>,
     labels: Labels,
     given: usize,
+    stretch: usize,
 }
 
 /// What is to be predicted of a batch.
@@ -67,7 +68,7 @@ impl PackedBatch {
             if example.tokens.is_empty() {
                 return problem("has no token");
             }
-            batch.given += example.tokens.len();
+            batch.count(example.tokens.len());
             batch.append(index, &example.tokens, example.second);
         }
         Ok(batch)
@@ -97,7 +98,7 @@ impl PackedBatch {
     pub fn unlabelled<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
         let mut batch = Self::default();
         for (index, tokens) in sequences.into_iter().enumerate() {
-            batch.given += tokens.len();
+            batch.count(tokens.len());
             batch.append(index, tokens, None);
         }
         batch
@@ -129,9 +130,15 @@ impl PackedBatch {
                 targets.push(tokens[i + 1]);
             }
         }
-        self.given += tokens.len();
+        self.count(tokens.len());
         self.append(index, &tokens[..kept], second);
         Ok(())
+    }
+
+    /// Counts an example's tokens, those that are not computed too.
+    fn count(&mut self, tokens: usize) {
+        self.given += tokens;
+        self.stretch = self.stretch.max(tokens);
     }
 
     fn append(&mut self, index: usize, tokens: &[u32], second: Option<usize>) {
@@ -205,6 +212,11 @@ impl PackedBatch {
         &self.labels
     }
 
+    /// Tokens of the longest example, those that are not computed too: what dynamic rope scaling goes by.
+    pub(crate) fn stretch(&self) -> usize {
+        self.stretch
+    }
+
     /// The longest sequence.
     pub(crate) fn longest(&self) -> usize {
         self.spans.iter().map(Range::len).max().unwrap_or(0)
@@ -229,6 +241,7 @@ mod tests {
         assert_eq!(batch.spans(), [0..3, 3..4]);
         assert_eq!(batch.labels(), &Labels::Tokens { rows: vec![1, 2, 3], targets: vec![7, 8, 4] });
         assert_eq!((batch.tokens(), batch.labelled_tokens(), batch.longest()), (9, 3, 3));
+        assert_eq!(batch.stretch(), 5);
         let keys: Vec<_> =
             batch.at_places(&[8, 9, 10]).keys().iter().map(|key| (key.example, key.token)).collect();
         assert_eq!(keys, [(8, 0), (8, 1), (8, 2), (10, 0)]);

@@ -7,7 +7,7 @@ use crate::ops::OpError;
 
 /// Keys and values of one sequence in every layer.
 #[derive(Debug)]
-pub struct KvCache {
+pub(crate) struct KvCache {
     layers: Vec<LayerCache>,
     len: usize,
     capacity: usize,
@@ -33,11 +33,6 @@ impl KvCache {
     /// Tokens that it holds.
     pub fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Tokens that it may hold.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::ModelError;
-use super::parameters::{Bound, LinearId, NormId, Parameters, views};
+use super::parameters::{Bound, LinearId, NormId, views};
 use super::pass::Pass;
 use crate::linear::{Kept, embedding};
 use crate::ops::add::add;
@@ -110,14 +110,6 @@ impl Embed {
             (Some(values), _) => Table::Rows(values),
             (None, TokenTable::Rows(values)) => Table::Rows(values),
             (None, TokenTable::Head(head)) => Table::Packed(bound.linear(*head).0.rows()),
-        }
-    }
-
-    /// Where the base's token vectors are read.
-    pub fn frozen_table<'t>(&'t self, parameters: &'t Parameters) -> Table<'t> {
-        match &self.tokens {
-            TokenTable::Rows(values) => Table::Rows(values),
-            TokenTable::Head(head) => Table::Packed(parameters.linears[head.0].rows()),
         }
     }
 

@@ -21,6 +21,7 @@ mod mlp_part;
 mod parameters;
 mod pass;
 mod projection;
+mod session;
 #[cfg(test)]
 mod tests;
 mod transformer;
@@ -30,8 +31,8 @@ pub(crate) mod weights;
 use std::path::PathBuf;
 
 pub use batch::PackedBatch;
-pub use cache::KvCache;
 pub use gradients::Keep;
+pub use session::Session;
 pub use transformer::{LossSum, Transformer};
 
 pub use crate::ops::OpError;

@@ -40,7 +40,7 @@ pub struct Transformer {
     pub(super) heads: Heads,
     pub(super) mask: Mask,
     pub(super) max_positions: usize,
-    ropes: Ropes,
+    pub(super) ropes: Ropes,
     pub(super) pool: Pool,
 }
 
@@ -135,7 +135,7 @@ impl Transformer {
         let drops = adapter.is_some_and(|adapter| adapter.dropout.is_some());
         let keys = if drops { batch.keys() } else { Vec::new() };
         let rows = Rows::of_one(batch.inputs().len(), keys);
-        Ok(self.run(spans, batch.longest(), rows, adapter, scope))
+        Ok(self.run(spans, batch.stretch(), rows, adapter, scope))
     }
 
     /// Prepares a pass over those sequences.

@@ -49,7 +49,6 @@ impl Trainer {
             weights: &self.states.current().weights,
             frozen_start: self.start.as_ref().map(|start| start.as_slice()),
             dropout,
-            norms: None,
         };
         let (model, gradients) = (self.base.model(), &mut self.gradients);
         let sum = model.loss_and_gradients_keeping(self.keep, &batch, &view, gradients, &self.flops)?;

@@ -12,16 +12,17 @@ fn decoding_with_a_cache_gives_the_logits_of_the_whole() {
     let view = AdapterView::new(&layout, &weights);
     let tokens: Vec<u32> = (0..17).map(|i| i * 11 % 199).collect();
     let whole = model.logits(&PackedBatch::unlabelled([tokens.as_slice()]), Some(&view)).unwrap();
-    let mut cache = model.new_cache(17).unwrap();
+    let mut session = model.session(Some(&view), 17).unwrap();
     let mut at = 0;
     for n in [5, 1, 1, 7, 3] {
-        let logits = model.decode(&tokens[at..at + n], Some(&view), &mut cache).unwrap();
+        let logits = session.append(&tokens[at..at + n]).unwrap();
         at += n;
         for (x, y) in logits.iter().zip(&whole[(at - 1) * 199..at * 199]) {
             assert!((x - y).abs() < 1e-5, "after {at} tokens: {x} and {y}");
         }
     }
-    let full = model.decode(&[1], Some(&view), &mut cache);
+    assert!(matches!(session.append(&[200]), Err(ModelError::TooLong { .. })));
+    let full = session.append(&[1]);
     assert!(matches!(full, Err(ModelError::TooLong { tokens: 18, positions: 17 })));
 }
 

@@ -248,10 +248,10 @@ fn decoding_with_a_cache_gives_the_logits_of_the_whole() {
         let vocabulary = case.model.vocabulary();
         let tokens: Vec<u32> = (0..27).map(|i| i * 11 % vocabulary as u32).collect();
         let whole = case.model.logits(&PackedBatch::unlabelled([tokens.as_slice()]), Some(&view)).unwrap();
-        let mut cache = case.model.new_cache(27).unwrap();
+        let mut session = case.model.session(Some(&view), 27).unwrap();
         let mut at = 0;
         for n in [9, 1, 1, 12, 1, 3] {
-            let logits = case.model.decode(&tokens[at..at + n], Some(&view), &mut cache).unwrap();
+            let logits = session.append(&tokens[at..at + n]).unwrap();
             at += n;
             for (x, y) in logits.iter().zip(&whole[(at - 1) * vocabulary..at * vocabulary]) {
                 assert!((x - y).abs() < 1e-4, "{} after {at} tokens: {x} and {y}", case.name);
@@ -302,7 +302,7 @@ fn classes_and_scores_are_predicted_for_each_sequence() {
         let want: f64 = logits.chunks_exact(5).zip(0..).map(cross_entropy).sum();
         let got = case.model.loss(&batch, None, &FlopCounter::new()).unwrap();
         assert!((got.loss - want).abs() < 1e-5 && got.labelled_tokens == 3, "{}: {got:?}", case.name);
-        assert!(case.model.new_cache(4).is_err() && case.model.logits(&batch, None).is_err());
+        assert!(case.model.session(None, 4).is_err() && case.model.logits(&batch, None).is_err());
         let tokens = PackedBatch::pack([([1u32, 2].as_slice(), [false, true].as_slice())]).unwrap();
         let error = case.model.loss(&tokens, None, &FlopCounter::new()).unwrap_err().to_string();
         assert!(error.contains("class"), "{error}");
