@@ -153,3 +153,31 @@ async fn validate_needs_no_fleet() {
     let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(json["adapter"]["rank"], 16, "defaults are filled in");
 }
+
+#[tokio::test]
+async fn an_adapter_to_start_from_is_sent_as_a_folder() {
+    let coordinator = Coordinator::start(State::default()).await;
+    let job = Job::with("adapter: {rank: 4, start: start}\ntrain: {steps: 2, max_length: 64}\n");
+    let start = job.folder.path().join("start");
+    std::fs::create_dir(&start).unwrap();
+    std::fs::write(start.join("adapter_model.bin"), "pickled").unwrap();
+    std::fs::write(start.join("adapter_config.json"), "{}").unwrap();
+    let ran = lorafleet(&coordinator, &["submit", job.path()]).await;
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("has no adapter_model.safetensors; adapter_model.bin is pickled"),
+        "{}",
+        ran.stderr
+    );
+    std::fs::write(start.join("adapter_model.safetensors"), "weights").unwrap();
+    let ran = lorafleet(&coordinator, &["submit", job.path()]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let adapter = coordinator.state().created[0].spec.clone().unwrap().adapter.unwrap();
+    let sent = adapter.start.unwrap();
+    assert_eq!(sent.source, "start");
+    let uploads = coordinator.state().uploads.clone();
+    let of_start: Vec<_> = uploads.iter().filter(|place| place.contains(&sent.sha256)).collect();
+    let place = |name: &str| format!("bases/{}/{name}", sent.sha256);
+    let wanted = ["adapter_config.json", "adapter_model.safetensors", "SHA256SUMS"].map(place);
+    assert_eq!(of_start, wanted.iter().collect::<Vec<_>>(), "the list comes last");
+}
