@@ -129,7 +129,7 @@ impl Client {
         progress: ProgressFor<'_>,
     ) -> Result<Vec<String>, ClientError> {
         let has = |name: &&str| checkpoint.files.iter().any(|file| file.name == *name);
-        if !USABLE.iter().any(|files| files.iter().all(|name| has(name))) {
+        if !USABLE.iter().any(|files| files.iter().all(has)) {
             let message = format!("{} holds neither an adapter nor a model", checkpoint.name);
             return Err(ClientError::Protocol(message));
         }
