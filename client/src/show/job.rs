@@ -111,7 +111,12 @@ fn step(job: &pb::Job) -> String {
 
 fn adapter(adapter: &pb::AdapterSpec) -> String {
     let targets = adapter.targets.join(", ");
-    format!("LoRA of rank {}, alpha {}, on {targets}", adapter.rank, adapter.alpha)
+    let form = match adapter.method() {
+        pb::AdapterMethod::Full => return "none: full fine-tuning".to_owned(),
+        pb::AdapterMethod::Dora => "DoRA",
+        pb::AdapterMethod::Lora | pb::AdapterMethod::Unspecified => "LoRA",
+    };
+    format!("{form} of rank {}, alpha {}, on {targets}", adapter.rank, adapter.alpha)
 }
 
 fn result(result: &pb::JobResult) -> Vec<(&'static str, String)> {

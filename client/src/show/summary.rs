@@ -145,11 +145,20 @@ fn data_line(data: &pb::DataSummary) -> String {
 
 fn whereabouts(job: &pb::Job, adapter: &Adapter<'_>) -> Vec<String> {
     let id = short_id(&job.name);
+    let spec = job.spec.clone().unwrap_or_default();
+    let full = spec.adapter.as_ref().is_some_and(|adapter| adapter.method() == pb::AdapterMethod::Full);
+    let try_it = match spec.task() {
+        pb::Task::Classification => format!("lorafleet classify {id} --text \"…\""),
+        pb::Task::CausalLm | pb::Task::Unspecified => format!("lorafleet generate {id} --prompt \"…\""),
+    };
     match adapter {
-        Adapter::Downloaded(folder) => vec![format!("  {:<16}{}", "adapter in", folder.display())],
+        Adapter::Downloaded(folder) => {
+            let what = if full { "model in" } else { "adapter in" };
+            vec![format!("  {what:<16}{}", folder.display())]
+        }
         Adapter::Stored => vec![
             format!("  {:<16}lorafleet download {id} DIR", "download"),
-            format!("  {:<16}lorafleet generate {id} --prompt \"…\"", "try it"),
+            format!("  {:<16}{try_it}", "try it"),
         ],
     }
 }
@@ -211,9 +220,12 @@ mod tests {
             "macro F1        0.2500 before, 0.8750 after",
             "stopped early   evaluations no longer got better",
             "best            the result is that of step 30",
+            "lorafleet generate a1 --prompt",
         ] {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
         }
+        job.spec.as_mut().unwrap().set_task(pb::Task::Classification);
+        assert!(summary(&job, &Adapter::Stored).contains("lorafleet classify a1 --text"));
     }
 
     #[test]

@@ -60,6 +60,40 @@ async fn a_job_trains_on_a_gang_and_succeeds() {
 }
 
 #[tokio::test]
+async fn the_best_checkpoint_and_the_scores_of_its_evaluation_stay() {
+    let bed = Bed::new().await;
+    let coordinator = bed.coordinator().await;
+    let mut worker = Worker::join(&coordinator, "a").await;
+    let job = coordinator.submit(bed.spec(1, 1)).await;
+    let (place, _) = worker.start().await;
+
+    let score = |value| vec![pb::Score { name: "accuracy".into(), value }];
+    worker.evaluated(&place, 10, score(0.75)).await;
+    // The same step again, from a member that has made no evaluation, takes nothing away.
+    worker.progress(&place, 10..=10).await;
+    worker.progress(&place, 11..=50).await;
+    let points = coordinator.points(&job).await;
+    assert_eq!((points[0].eval_loss, &points[0].eval_scores), (Some(0.5), &score(0.75)));
+    assert_eq!(points[1].eval_scores, []);
+
+    let best = |step| pb::Checkpoint { best: true, ..place.checkpoint(step) };
+    assert!(worker.written(&place, best(10)).await.is_empty());
+    for step in [20, 30] {
+        assert!(worker.checkpoint(&place, step).await.is_empty());
+    }
+    assert_eq!(
+        worker.checkpoint(&place, 40).await,
+        [place.checkpoint(20).name],
+        "two are kept, and the best"
+    );
+    // A better one takes its place; the old one is as any other.
+    assert_eq!(worker.written(&place, best(50)).await, [place.checkpoint(10).name]);
+    let kept: Vec<_> = coordinator.checkpoints(&job).await.iter().map(|c| (c.step, c.best)).collect();
+    assert_eq!(kept, [(50, true), (40, false), (30, false)]);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
 async fn two_jobs_submitted_at_once_run_at_the_same_time_on_two_workers() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator().await;

@@ -166,9 +166,26 @@ impl Worker {
         .await;
     }
 
+    /// Reports a point with an evaluation.
+    pub async fn evaluated(&mut self, place: &Place, step: u64, eval_scores: Vec<pb::Score>) {
+        let mut progress = place.progress(step..=step);
+        progress.points[0].eval_loss = Some(0.5);
+        progress.points[0].eval_scores = eval_scores;
+        self.send(Up::Progress(progress)).await;
+        self.expect("ProgressAck", |m| {
+            matches!(&m, Down::ProgressAck(ack) if ack.step == step).then_some(())
+        })
+        .await;
+    }
+
     /// Reports a checkpoint and waits for the acknowledgement; returns what expired.
     pub async fn checkpoint(&mut self, place: &Place, step: u64) -> Vec<String> {
-        let checkpoint = Some(place.checkpoint(step));
+        self.written(place, place.checkpoint(step)).await
+    }
+
+    /// Reports this checkpoint.
+    pub async fn written(&mut self, place: &Place, checkpoint: pb::Checkpoint) -> Vec<String> {
+        let checkpoint = Some(checkpoint);
         let (job, fence) = (place.assign.job.clone(), place.assign.fence.clone());
         self.send(Up::CheckpointWritten(pb::CheckpointWritten { job, fence, checkpoint })).await;
         self.expect(

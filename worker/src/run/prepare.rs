@@ -238,3 +238,31 @@ fn encode_prompts(job: &Job, tokenizer: &Tokenizer, positions: usize) -> Result<
     };
     job.eval.prompts.iter().enumerate().map(encode).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use lorafleet_spec::plan::Memory;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_that_is_too_small_says_what_to_do() {
+        let memory = Memory { base: 4_000_000, adapter: 2_000_000, activations: 3_000_000 };
+        let plan = Plan {
+            base_parameters: 1_000_000,
+            trainable_parameters: 1000,
+            whole_parameters: 0,
+            total_parameters: 1_001_000,
+            total_steps: 1,
+            tokens_per_step: 1.0,
+            flops_per_step: 1.0,
+            reduced_bytes: 8000,
+            memory,
+        };
+        assert!(check_memory(&plan, 9_000_000).is_ok());
+        assert!(check_memory(&plan, 0).is_ok(), "nobody knows");
+        let message = check_memory(&plan, 8_000_000).unwrap_err().to_string();
+        assert!(message.contains("has 8 MB of memory, and the job needs about 9 MB"), "{message}");
+        assert!(message.contains("train.recompute") && message.contains("adamw_8bit"), "{message}");
+    }
+}
