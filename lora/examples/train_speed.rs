@@ -153,7 +153,7 @@ fn measure(args: &Args) -> Result<Value, Failure> {
         "full": args.full,
         "threads": rayon::current_num_threads(),
         "trainable": first.trainable,
-        "total": base.shape().parameters() + first.trainable as u64,
+        "total": base.shape().parameters() + if args.full { 0 } else { first.trainable as u64 },
         "tokens_per_s": tokens as f64 / seconds,
         "step_ms": 1e3 * seconds / steps,
         "compute_ms": 1e3 * compute / steps,
