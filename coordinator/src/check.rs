@@ -45,8 +45,11 @@ pub enum CheckError {
 #[derive(Debug, Clone)]
 pub struct Checker {
     store: Store,
-    shapes: Arc<Mutex<HashMap<(Digest, Head), Arc<BaseShape>>>>,
+    shapes: Arc<Mutex<Shapes>>,
 }
+
+/// Shapes of bases, as they are for a task.
+type Shapes = HashMap<(Digest, Head), Arc<BaseShape>>;
 
 impl Checker {
     /// A checker that remembers nothing yet.

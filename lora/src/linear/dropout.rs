@@ -81,6 +81,8 @@ fn philox(first: u32, key: TokenKey, [mut k0, mut k1]: [u32; 2]) -> [[u32; LANES
         *counter = first + lane as u32;
     }
     for _ in 0..10 {
+        // By index: the four words of a lane are read and written together.
+        #[allow(clippy::needless_range_loop)]
         for lane in 0..LANES {
             let a = 0xD251_1F53 * u64::from(c[0][lane]);
             let b = 0xCD9E_8D57 * u64::from(c[2][lane]);

@@ -162,6 +162,7 @@ impl Embed {
     /// From the gradient `d` of the first residual stream: the gradients of what is trained, at their places.
     ///
     /// Where the head is tied and has written the token vectors' gradient, this adds to it (`head_wrote`).
+    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         bound: &BoundEmbed,

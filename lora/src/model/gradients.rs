@@ -31,7 +31,8 @@ enum Lowest {
     Head,
 }
 
-/// What is kept of a block.
+/// What is kept of a block: of every block the same, so that no room is wasted on the smaller one.
+#[allow(clippy::large_enum_variant)]
 enum Kept {
     Saved(Saved),
     Input(Tensor),

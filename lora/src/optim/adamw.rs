@@ -72,7 +72,7 @@ impl Optimizer for AdamW {
 
     fn step(&self, update: Update, gradient: &[f32], from: &State, to: &mut State) -> bool {
         let factors = |rule| self.settings.factors(from.step + 1, update, rule);
-        self.sweep.step(gradient, from, to, factors, |f, elements| adamw(f, elements))
+        self.sweep.step(gradient, from, to, factors, adamw)
     }
 }
 

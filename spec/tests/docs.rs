@@ -1,0 +1,33 @@
+//! Every job file that the documentation shows is whole and valid, with the examples' base and data.
+
+use std::{fs, path::Path};
+
+use lorafleet_spec::validate;
+
+/// The job files of a page: its YAML blocks that name a base.
+fn job_files(page: &str) -> impl Iterator<Item = &str> {
+    let blocks = page.split("\n```yaml\n").skip(1).filter_map(|block| block.split("\n```").next());
+    blocks.filter(|block| block.lines().any(|line| line.starts_with("base:")))
+}
+
+#[test]
+fn every_job_file_in_the_docs_is_valid() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("spec lies in the workspace's root");
+    let mut count = 0;
+    for entry in fs::read_dir(root.join("docs")).expect("docs/ is there") {
+        let path = entry.expect("an entry of docs/").path();
+        if path.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let page = fs::read_to_string(&path).expect("a page is text");
+        for text in job_files(&page) {
+            count += 1;
+            let report = validate::job_file(text, &root.join("examples"));
+            // The adapter to continue from is the reader's own.
+            let errors: Vec<_> =
+                report.errors.into_iter().filter(|error| error.path != "adapter.start").collect();
+            assert!(errors.is_empty(), "{}:\n{text}\n{errors:#?}", path.display());
+        }
+    }
+    assert!(count >= 10, "only {count} job files were found");
+}
