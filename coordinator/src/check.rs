@@ -168,7 +168,7 @@ impl Checker {
         Ok(TensorFile { name: name.to_string(), header, file_bytes })
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<(Digest, Head), Arc<BaseShape>>> {
+    fn remembered(&self) -> std::sync::MutexGuard<'_, Shapes> {
         // No code panics while it holds the lock.
         self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -98,6 +98,7 @@ fn yarn(rope: &Rope, dims: usize, powers: impl Iterator<Item = f32>) -> (Vec<f32
 }
 
 #[cfg(test)]
+#[allow(clippy::excessive_precision)] // As Python printed them.
 mod tests {
     use super::*;
 
