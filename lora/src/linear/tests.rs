@@ -101,7 +101,7 @@ fn fixture(case: Case) -> Fixture {
     }
     let mut adapter = noise(layout.len(), 4);
     for place in layout.modules().iter().filter_map(|m| m.magnitude.clone()) {
-        adapter[place].iter_mut().for_each(|m| *m = 6.0 + *m);
+        adapter[place].iter_mut().for_each(|m| *m += 6.0);
     }
     let dys = [0, 1, 2].map(|i| noise(TOKENS * OUT[i], 5 + i as u64));
     let keys: Vec<_> = (0..TOKENS as u32).map(|t| TokenKey { example: t / 40, token: t % 40 }).collect();
