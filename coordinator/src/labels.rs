@@ -40,3 +40,39 @@ pub async fn of_training(store: &Store, job: &Job) -> Result<Vec<String>, CheckE
 fn scratch(path: &Path, source: std::io::Error) -> CheckError {
     CheckError::Store(StoreError::Local { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use lorafleet_store::Digest;
+
+    use super::*;
+
+    async fn of(files: &[(&str, &str)]) -> Result<Vec<String>, String> {
+        let store = Store::open("memory://").unwrap();
+        let mut train = Vec::new();
+        for (name, text) in files {
+            let digest = Digest::of(text.as_bytes());
+            store.put(&layout::dataset(&digest), text.to_string().into()).await.unwrap();
+            train.push(format!("{{source: {name}, sha256: '{digest}'}}"));
+        }
+        let text = format!("base: b\ntask: classification\ndata: {{train: [{}]}}\n", train.join(", "));
+        let job = Job::try_from(&lorafleet_spec::parse_yaml(&text).unwrap()).unwrap();
+        of_training(&store, &job).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn labels_are_those_of_all_files() {
+        let one = "{\"text\": \"a\", \"label\": \"sound\"}\n";
+        assert_eq!(
+            of(&[("b.jsonl", one), ("a.csv", "text,label\nx,games\n")]).await.unwrap(),
+            ["games", "sound"]
+        );
+        assert_eq!(
+            of(&[("s.jsonl", "{\"text\": \"a\", \"label\": 2.5}")]).await.unwrap(),
+            [""; 0],
+            "a score"
+        );
+        let error = of(&[("a.jsonl", one)]).await.unwrap_err();
+        assert!(error.contains("at least two labels, and there is only `sound`"), "{error}");
+    }
+}
