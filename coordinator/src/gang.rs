@@ -266,7 +266,10 @@ async fn succeed(tx: &mut Tx, live: &Live, succeeded: &pb::Succeeded) -> Result<
     let result =
         pb::JobResult { checkpoint: checkpoint.name.clone(), ..succeeded.result.clone().unwrap_or_default() };
     queue::record_result(tx, live.job, &result).await?;
-    let message = format!("finished after step {}", id.step());
+    // Said here too: what a member reported just before its end may come too late to be stored.
+    let early =
+        if result.stopped_early { ", early: evaluations no longer got better (eval.patience)" } else { "" };
+    let message = format!("finished after step {}{early}", id.step());
     end_job(tx, live, Cause::Succeeded, "succeeded", &message).await
 }
 

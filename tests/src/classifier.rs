@@ -34,7 +34,7 @@ impl ClassifierJob {
     pub fn write(&self, dir: &Path) -> Result<PathBuf> {
         fs::create_dir_all(dir)?;
         write_base(&dir.join("base"))?;
-        fs::write(dir.join("train.jsonl"), texts(60, 1))?;
+        fs::write(dir.join("train.jsonl"), texts(240, 1))?;
         fs::write(dir.join("eval.jsonl"), texts(25, 2))?;
         let Self { name, adapter, steps, lr, checkpoint_every, more, workers } = self;
         let yaml = format!(
@@ -51,17 +51,26 @@ impl ClassifierJob {
     }
 }
 
-/// A text of that label.
+/// A text of that label: its first word tells it; the others, and how many there are, are drawn and tell nothing.
 pub fn text(label: usize, draw: usize) -> String {
+    let drawn = |i: usize, below: u64| mixed(draw as u64 * 16 + i as u64) % below;
     let rest: Vec<String> =
-        (0..3 + draw % 5).map(|i| format!("w{}", 50 + (draw * 31 + i * 17) % 140)).collect();
+        (0..3 + drawn(0, 5)).map(|i| format!("w{}", 50 + drawn(1 + i as usize, 140))).collect();
     format!("w{} {}", 2 + 7 * label, rest.join(" "))
+}
+
+/// Bits that look random, and do not follow the label's turn (SplitMix64's last steps).
+fn mixed(n: u64) -> u64 {
+    let n = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
 }
 
 fn texts(count: usize, seed: usize) -> String {
     let line = |i: usize| {
         let label = i % LABELS.len();
-        format!("{}\n", json!({ "text": text(label, i * 13 + seed * 7), "label": LABELS[label] }))
+        format!("{}\n", json!({ "text": text(label, i + 1000 * seed), "label": LABELS[label] }))
     };
     (0..count).map(line).collect()
 }
