@@ -21,13 +21,13 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     let peer = Peer::find().context("the base is made with the peer's Python; set LORAFLEET_PEER_PYTHON")?;
     let base = trial::base("minilm", &peer)?;
     fleet::build()?;
-    let fleet = Fleet::start(&target().join("bench/fleet"), 1)?;
+    let fleet = Fleet::start(&target().join("bench/classification"), 1)?;
     let job = |name: &str, adapter: &str, lr: &str| -> anyhow::Result<_> {
         let sections = root().join("examples/sections");
         let text = format!(
             "name: {name}\nbase: {base}\ntask: classification\ndata: {{train: {train}, eval: {test}}}\n\
              adapter: {adapter}\n\
-             train: {{epochs: 4, global_batch: 32, max_length: 128, lr: {lr}, schedule: linear, warmup: 0.06}}\n\
+             train: {{epochs: 1, global_batch: 32, max_length: 128, lr: {lr}, schedule: linear, warmup: 0.06}}\n\
              eval: {{every: 0, metric: accuracy}}\ncheckpoint: {{every: 0}}\nworkers: {{min: 1, max: 1}}\n",
             base = trial::quoted(&base),
             train = trial::quoted(&sections.join("train.jsonl")),
@@ -35,8 +35,8 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
         );
         trial::run(&fleet, name, &text)
     };
-    let lora = job("sections-lora", "{rank: 8, alpha: 16, targets: all-linear}", "1e-3")?;
-    let full = job("sections-full", "{method: full}", "1e-4")?;
+    let lora = job("sections-lora", "{rank: 8, alpha: 16, targets: all-linear}", "2e-3")?;
+    let full = job("sections-full", "{method: full}", "2e-4")?;
     fleet.stop()?;
     let share =
         100.0 * trial::number(&lora, "trainableParameters")? / trial::number(&lora, "totalParameters")?;

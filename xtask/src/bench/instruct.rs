@@ -25,7 +25,7 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     let games = root().join("examples/games");
     let (train, eval) = (games.join("train.jsonl"), games.join("validation.jsonl"));
     fleet::build()?;
-    let fleet = Fleet::start(&target().join("bench/fleet"), 1)?;
+    let fleet = Fleet::start(&target().join("bench/instruct"), 1)?;
     let job = |name: &str, precision: &str| {
         let text = format!(
             "name: {name}\nbase: {base}\ndata: {{train: {train}, eval: {eval}}}\n\
