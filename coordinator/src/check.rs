@@ -11,7 +11,7 @@ use lorafleet_spec::{
     base::{Head, TensorFile, header_len},
     fill_defaults,
     job::Task,
-    targets, validate,
+    validate,
 };
 use lorafleet_store::{Digest, FileName, Store, StoreError, Sums, layout};
 
@@ -80,14 +80,7 @@ impl Checker {
         }
         let base = digest("base", job.base.sha256.as_deref())?;
         let shape = self.base_shape(base, validate::head(job.task, job.data.labels.len().max(1))).await?;
-        let mut errors = targets::resolve(&job.adapter, &shape).err().unwrap_or_default();
-        if job.train.max_length as usize > shape.max_positions {
-            errors.push(FieldError::new(
-                "train.max_length",
-                format!("is {}, beyond the base's {} positions", job.train.max_length, shape.max_positions),
-            ));
-        }
-        if errors.is_empty() { Ok(()) } else { Err(CheckError::Fields(errors)) }
+        validate::job_on_base(&job, &shape).map(drop).map_err(CheckError::Fields)
     }
 
     async fn find_dataset(&self, field: &'static str, sha256: Option<&str>) -> Result<(), CheckError> {

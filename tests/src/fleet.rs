@@ -268,11 +268,6 @@ impl Fleet {
         Ok(home)
     }
 
-    /// The folder of a `file://` store.
-    pub fn store_dir(&self) -> PathBuf {
-        Path::new(self.store_url.trim_start_matches("file://")).to_path_buf()
-    }
-
     async fn history(&self, name: &str) -> Result<String> {
         let job = self.job(name).await?;
         let mut text =

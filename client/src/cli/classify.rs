@@ -1,14 +1,8 @@
 //! `lorafleet classify`: labels of texts, by a job's classifier, or one on this machine.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
-
-use super::{
-    Exit, Fleet,
-    folders::{self, Model},
-};
-use crate::up::sibling;
+use super::{Exit, Fleet, folders};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,13 +24,8 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
-    let worker = sibling("lorafleet-worker")?;
-    let Model { base, adapter } = folders::find(&args.adapter, args.base.as_deref(), fleet).await?;
-    let mut command = Command::new(&worker);
-    command.arg("classify").arg("--base").arg(base);
-    if let Some(adapter) = adapter {
-        command.arg("--adapter").arg(adapter);
-    }
+    let model = folders::find(&args.adapter, args.base.as_deref(), fleet).await?;
+    let mut command = model.worker("classify")?;
     for text in &args.text {
         command.args(["--text", text]);
     }
@@ -46,6 +35,5 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     if args.json {
         command.arg("--json");
     }
-    let status = command.status().with_context(|| format!("cannot start {}", worker.display()))?;
-    Ok(if status.success() { Exit::Done } else { Exit::Internal })
+    folders::run(&mut command)
 }

@@ -1,12 +1,16 @@
 //! What to compute with: a job's adapter or model, or a folder of this machine, and its base.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Context as _;
 use lorafleet::{Cache, ClientError, FieldError, Hub, job_name, pb};
 use lorafleet_spec::base::{BaseSource, HubId};
 
-use super::{Fleet, follow::checkpoint_of, transfer};
+use super::{Exit, Fleet, follow::checkpoint_of, transfer};
+use crate::up::sibling;
 
 /// The folders that the worker's program is given.
 #[derive(Debug)]
@@ -15,6 +19,32 @@ pub struct Model {
     pub base: PathBuf,
     /// The adapter, where there is one.
     pub adapter: Option<PathBuf>,
+}
+
+impl Model {
+    /// The worker's program that stands beside this one, told what to compute with.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn worker(&self, subcommand: &str) -> anyhow::Result<Command> {
+        let mut command = Command::new(sibling("lorafleet-worker")?);
+        command.arg(subcommand).arg("--base").arg(&self.base);
+        if let Some(adapter) = &self.adapter {
+            command.arg("--adapter").arg(adapter);
+        }
+        Ok(command)
+    }
+}
+
+/// Runs the worker's program, which speaks for itself.
+///
+/// # Errors
+/// It cannot be started.
+pub fn run(command: &mut Command) -> anyhow::Result<Exit> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", Path::new(command.get_program()).display()))?;
+    Ok(if status.success() { Exit::Done } else { Exit::Internal })
 }
 
 /// Finds what was named: a folder of an adapter or a model, or a job, whose files are fetched once.

@@ -1,14 +1,8 @@
 //! `lorafleet generate`: answers a prompt with a job's adapter, or one on this machine.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
-
-use super::{
-    Exit, Fleet,
-    folders::{self, Model},
-};
-use crate::up::sibling;
+use super::{Exit, Fleet, folders};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -39,13 +33,8 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
-    let worker = sibling("lorafleet-worker")?;
-    let Model { base, adapter } = folders::find(&args.adapter, args.base.as_deref(), fleet).await?;
-    let mut command = Command::new(&worker);
-    command.arg("generate").arg("--base").arg(base);
-    if let Some(adapter) = adapter {
-        command.arg("--adapter").arg(adapter);
-    }
+    let model = folders::find(&args.adapter, args.base.as_deref(), fleet).await?;
+    let mut command = model.worker("generate")?;
     command.args(["--prompt", &args.prompt]);
     command.args(["--max-new-tokens", &args.max_new_tokens.to_string()]);
     command.args(["--temperature", &args.temperature.to_string(), "--top-p", &args.top_p.to_string()]);
@@ -53,6 +42,5 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     if args.json {
         command.arg("--json");
     }
-    let status = command.status().with_context(|| format!("cannot start {}", worker.display()))?;
-    Ok(if status.success() { Exit::Done } else { Exit::Internal })
+    folders::run(&mut command)
 }

@@ -1,14 +1,8 @@
 //! `lorafleet merge`: writes a base with an adapter merged into it, as a plain Hugging Face folder.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
-
-use super::{
-    Exit, Fleet,
-    folders::{self, Model},
-};
-use crate::up::sibling;
+use super::{Exit, Fleet, folders};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -27,15 +21,14 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
-    let worker = sibling("lorafleet-worker")?;
-    let Model { base, adapter } = folders::find(&args.adapter, args.base.as_deref(), fleet).await?;
-    let adapter = adapter
-        .ok_or_else(|| folders::mistake("ADAPTER_DIR", "is a whole model: nothing is to be merged"))?;
-    let mut command = Command::new(&worker);
-    command.arg("merge").arg("--base").arg(base).arg("--adapter").arg(adapter).arg("--out").arg(&args.out);
+    let model = folders::find(&args.adapter, args.base.as_deref(), fleet).await?;
+    if model.adapter.is_none() {
+        return Err(folders::mistake("ADAPTER_DIR", "is a whole model: nothing is to be merged").into());
+    }
+    let mut command = model.worker("merge")?;
+    command.arg("--out").arg(&args.out);
     if let Some(dtype) = &args.dtype {
         command.args(["--dtype", dtype]);
     }
-    let status = command.status().with_context(|| format!("cannot start {}", worker.display()))?;
-    Ok(if status.success() { Exit::Done } else { Exit::Internal })
+    folders::run(&mut command)
 }

@@ -37,7 +37,7 @@ use crate::ops::weights::Weights;
 
 const OP: &str = "linear";
 
-/// A linear layer of the base. Its weight is kept twice, in the layouts that the forward and the backward pass read.
+/// A linear layer of the base. Its weight is kept once: the forward and the backward pass read the same panels.
 #[derive(Debug)]
 pub(crate) struct FrozenLinear {
     /// Full name, e.g. `model.layers.0.self_attn.q_proj`.
@@ -64,15 +64,8 @@ impl FrozenLinear {
         precision: Precision,
     ) -> Self {
         let in_features = weight.len() / out_features.max(1);
-        Self {
-            weight_name: format!("{name}.weight"),
-            name,
-            in_features,
-            out_features,
-            conv1d: false,
-            weight: Weights::new(weight, out_features, in_features, precision),
-            bias,
-        }
+        let weight = Weights::new(weight, out_features, in_features, precision);
+        Self::of(name, weight, (in_features, out_features), bias, false)
     }
 
     /// A layer of a row-major weight `[in, out]`, as gpt2 stores it.
@@ -84,15 +77,19 @@ impl FrozenLinear {
         precision: Precision,
     ) -> Self {
         let in_features = weight.len() / out_features.max(1);
-        Self {
-            weight_name: format!("{name}.weight"),
-            name,
-            in_features,
-            out_features,
-            conv1d: true,
-            weight: Weights::transposed(weight, out_features, in_features, precision),
-            bias,
-        }
+        let weight = Weights::transposed(weight, out_features, in_features, precision);
+        Self::of(name, weight, (in_features, out_features), bias, true)
+    }
+
+    fn of(
+        name: String,
+        weight: Weights,
+        (in_features, out_features): (usize, usize),
+        bias: Option<Vec<f32>>,
+        conv1d: bool,
+    ) -> Self {
+        let weight_name = format!("{name}.weight");
+        Self { name, weight_name, in_features, out_features, conv1d, weight, bias }
     }
 
     /// The same layer, its weight being another module's tensor (a tied head).

@@ -31,21 +31,13 @@ pub(crate) fn words(block: Block, out: &mut [f32], stride: usize) {
         "transposed block"
     );
     #[cfg(target_arch = "x86_64")]
-    let (rows_done, columns_done) = if super::simd::level() == super::simd::Level::Avx512 {
-        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
-        for row in (0..whole_rows).step_by(SIDE) {
-            for column in (0..whole_columns).step_by(SIDE) {
-                // SAFETY: the CPU has AVX-512; a square of both lies inside, as was asserted.
-                unsafe {
-                    let source = words.as_ptr().add(row * from + column);
-                    x86::words(source, from, out.as_mut_ptr().add(column * stride + row), stride);
-                }
-            }
+    let (rows_done, columns_done) = squares(rows, columns, |row, column| {
+        // SAFETY: the CPU has AVX-512; a square of both lies inside, as was asserted.
+        unsafe {
+            let source = words.as_ptr().add(row * from + column);
+            x86::words(source, from, out.as_mut_ptr().add(column * stride + row), stride);
         }
-        (whole_rows, whole_columns)
-    } else {
-        (0, 0)
-    };
+    });
     #[cfg(not(target_arch = "x86_64"))]
     let (rows_done, columns_done) = (0, 0);
     for row in 0..rows {
@@ -68,22 +60,13 @@ pub(crate) fn pairs(block: Block, out: &mut [f32], stride: usize) {
         "transposed block"
     );
     #[cfg(target_arch = "x86_64")]
-    let (rows_done, columns_done) = if super::simd::level() == super::simd::Level::Avx512 {
-        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
-        for row in (0..whole_rows).step_by(SIDE) {
-            for column in (0..whole_columns).step_by(SIDE) {
-                // SAFETY: the CPU has AVX-512; a square of both lies inside, as was asserted.
-                unsafe {
-                    let (source, to) =
-                        (words.as_ptr().add(row * from + column), column / 2 * stride + 2 * row);
-                    x86::pairs(source, from, out.as_mut_ptr().add(to), stride);
-                }
-            }
+    let (rows_done, columns_done) = squares(rows, columns, |row, column| {
+        // SAFETY: the CPU has AVX-512; a square of both lies inside, as was asserted.
+        unsafe {
+            let source = words.as_ptr().add(row * from + column);
+            x86::pairs(source, from, out.as_mut_ptr().add(column / 2 * stride + 2 * row), stride);
         }
-        (whole_rows, whole_columns)
-    } else {
-        (0, 0)
-    };
+    });
     #[cfg(not(target_arch = "x86_64"))]
     let (rows_done, columns_done) = (0, 0);
     for row in 0..rows {
@@ -95,6 +78,23 @@ pub(crate) fn pairs(block: Block, out: &mut [f32], stride: usize) {
             out[at + 1] = join([a[1], b[1]]);
         }
     }
+}
+
+/// Calls `transpose` with the first row and column of every whole square, where the CPU has AVX-512; returns how many
+/// rows and columns that covers.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn squares(rows: usize, columns: usize, mut transpose: impl FnMut(usize, usize)) -> (usize, usize) {
+    if super::simd::level() != super::simd::Level::Avx512 {
+        return (0, 0);
+    }
+    let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
+    for row in (0..whole_rows).step_by(SIDE) {
+        for column in (0..whole_columns).step_by(SIDE) {
+            transpose(row, column);
+        }
+    }
+    (whole_rows, whole_columns)
 }
 
 /// The halves of a word, in memory's order.

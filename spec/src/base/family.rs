@@ -69,6 +69,23 @@ pub(super) struct Fields {
     pub softcaps: Option<(Option<f64>, Option<f64>)>,
 }
 
+/// The names that most families use, and Llama's defaults.
+const USUAL_FIELDS: Fields = Fields {
+    hidden: "hidden_size",
+    layers: "num_hidden_layers",
+    heads: "num_attention_heads",
+    mlp: "intermediate_size",
+    mlp_is_four_hidden: false,
+    kv_heads: None,
+    head_dim: None,
+    positions: ("max_position_embeddings", 2048),
+    activation: ("hidden_act", "silu"),
+    eps: ("rms_norm_eps", 1e-6),
+    // An encoder's ties its masked language model's head, which is no part of what is trained here.
+    tied: false,
+    softcaps: None,
+};
+
 /// How config.json says positions.
 #[derive(Debug, PartialEq)]
 pub(super) enum PositionRule {

@@ -35,12 +35,11 @@ pub fn run(fleet: &Fleet, name: &str, text: &str) -> anyhow::Result<Value> {
     must(fleet.lorafleet().arg("submit").arg(&path).arg("--watch"))?;
     let list: Value = serde_json::from_str(&output(fleet.lorafleet().args(["list", "--json"]))?)?;
     let jobs = list["jobs"].as_array().context("the fleet lists no jobs")?;
-    let job = jobs.iter().find(|job| job["spec"]["displayName"] == name || job["displayName"] == name);
+    let job = jobs.iter().find(|job| job["spec"]["displayName"] == name);
     let job = job.and_then(|job| job["name"].as_str()).with_context(|| format!("no job {name} in {list}"))?;
     let job: Value = serde_json::from_str(&output(fleet.lorafleet().args(["get", job, "--json"]))?)?;
-    let result = if job["result"].is_object() { &job["result"] } else { &job["job"]["result"] };
-    ensure!(result.is_object(), "the job {name} has no result: {job}");
-    Ok(result.clone())
+    ensure!(job["result"].is_object(), "the job {name} has no result: {job}");
+    Ok(job["result"].clone())
 }
 
 /// A number of a result; 64-bit ones are texts in protobuf's JSON.

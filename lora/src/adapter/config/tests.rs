@@ -1,3 +1,5 @@
+//! adapter_config.json of every form: written, read again, refused.
+
 use lorafleet_spec::job::{AdapterSpec, Init, Method, Task};
 use lorafleet_spec::targets::TargetRule;
 use serde_json::{Value, json};

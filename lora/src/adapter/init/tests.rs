@@ -1,3 +1,5 @@
+//! Initial weights of every form: their distributions, their products, their bits.
+
 use std::collections::BTreeMap;
 
 use lorafleet_spec::base::Head;

@@ -1,3 +1,5 @@
+//! Merging: every form, sharded, bounded in memory, whole or not at all.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

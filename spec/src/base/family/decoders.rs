@@ -1,37 +1,25 @@
 //! Families of decoders.
 
 use super::{
-    Bias::{Always, Attention, Mlp as MlpBias, Never},
+    Bias::{self, Always, Attention, Mlp as MlpBias, Never},
     ClassifierRow,
     Dim::{Hidden, Keys, Mlp, Qkv, Queries, TwoMlp},
-    Family, Fields, LinearRow, PositionRule, Windows, row,
+    Family, Fields, LinearRow, PositionRule, USUAL_FIELDS, Windows, row,
 };
 use crate::base::parts::{EmbeddingRole, HeadToken, NormKind, NormRole, Placement, Role};
 
-const LLAMA_FIELDS: Fields = Fields {
-    hidden: "hidden_size",
-    layers: "num_hidden_layers",
-    heads: "num_attention_heads",
-    mlp: "intermediate_size",
-    mlp_is_four_hidden: false,
-    kv_heads: None,
-    head_dim: None,
-    positions: ("max_position_embeddings", 2048),
-    activation: ("hidden_act", "silu"),
-    eps: ("rms_norm_eps", 1e-6),
-    tied: false,
-    softcaps: None,
-};
-
-const LLAMA_LINEARS: &[LinearRow] = &[
-    row("self_attn.q_proj", Role::Q, Hidden, Queries, Attention),
-    row("self_attn.k_proj", Role::K, Hidden, Keys, Attention),
-    row("self_attn.v_proj", Role::V, Hidden, Keys, Attention),
-    row("self_attn.o_proj", Role::O, Queries, Hidden, Attention),
-    row("mlp.gate_proj", Role::Gate, Hidden, Mlp, MlpBias),
-    row("mlp.up_proj", Role::Up, Hidden, Mlp, MlpBias),
-    row("mlp.down_proj", Role::Down, Mlp, Hidden, MlpBias),
-];
+/// Queries, keys, values, their output, a gate, up and down, each a layer of its own.
+const fn seven(qkv: Bias, output: Bias, mlp: Bias) -> [LinearRow; 7] {
+    [
+        row("self_attn.q_proj", Role::Q, Hidden, Queries, qkv),
+        row("self_attn.k_proj", Role::K, Hidden, Keys, qkv),
+        row("self_attn.v_proj", Role::V, Hidden, Keys, qkv),
+        row("self_attn.o_proj", Role::O, Queries, Hidden, output),
+        row("mlp.gate_proj", Role::Gate, Hidden, Mlp, mlp),
+        row("mlp.up_proj", Role::Up, Hidden, Mlp, mlp),
+        row("mlp.down_proj", Role::Down, Mlp, Hidden, mlp),
+    ]
+}
 
 const SCORE: ClassifierRow =
     ClassifierRow { token: HeadToken::Last, dense: None, last: "score", bias: false };
@@ -40,10 +28,10 @@ const SCORE: ClassifierRow =
 pub(super) const LLAMA: Family = Family {
     name: "llama",
     architectures: &["LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"],
-    fields: LLAMA_FIELDS,
+    fields: USUAL_FIELDS,
     body: "model",
     layers: "layers",
-    linears: LLAMA_LINEARS,
+    linears: &seven(Attention, Attention, MlpBias),
     conv1d: false,
     norms: &[
         ("input_layernorm", NormRole::BeforeAttention),
@@ -66,16 +54,8 @@ pub(super) const LLAMA: Family = Family {
 pub(super) const MISTRAL: Family = Family {
     name: "mistral",
     architectures: &["MistralForCausalLM", "MistralForSequenceClassification", "MistralModel"],
-    fields: Fields { kv_heads: Some(8), positions: ("max_position_embeddings", 131_072), ..LLAMA_FIELDS },
-    linears: &[
-        row("self_attn.q_proj", Role::Q, Hidden, Queries, Never),
-        row("self_attn.k_proj", Role::K, Hidden, Keys, Never),
-        row("self_attn.v_proj", Role::V, Hidden, Keys, Never),
-        row("self_attn.o_proj", Role::O, Queries, Hidden, Never),
-        row("mlp.gate_proj", Role::Gate, Hidden, Mlp, Never),
-        row("mlp.up_proj", Role::Up, Hidden, Mlp, Never),
-        row("mlp.down_proj", Role::Down, Mlp, Hidden, Never),
-    ],
+    fields: Fields { kv_heads: Some(8), positions: ("max_position_embeddings", 131_072), ..USUAL_FIELDS },
+    linears: &seven(Never, Never, Never),
     windows: Windows::All(Some(4096)),
     ..LLAMA
 };
@@ -84,16 +64,8 @@ pub(super) const MISTRAL: Family = Family {
 pub(super) const QWEN2: Family = Family {
     name: "qwen2",
     architectures: &["Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2Model"],
-    fields: Fields { kv_heads: Some(32), positions: ("max_position_embeddings", 32_768), ..LLAMA_FIELDS },
-    linears: &[
-        row("self_attn.q_proj", Role::Q, Hidden, Queries, Always),
-        row("self_attn.k_proj", Role::K, Hidden, Keys, Always),
-        row("self_attn.v_proj", Role::V, Hidden, Keys, Always),
-        row("self_attn.o_proj", Role::O, Queries, Hidden, Never),
-        row("mlp.gate_proj", Role::Gate, Hidden, Mlp, Never),
-        row("mlp.up_proj", Role::Up, Hidden, Mlp, Never),
-        row("mlp.down_proj", Role::Down, Mlp, Hidden, Never),
-    ],
+    fields: Fields { kv_heads: Some(32), positions: ("max_position_embeddings", 32_768), ..USUAL_FIELDS },
+    linears: &seven(Always, Never, Never),
     windows: Windows::Late,
     ..LLAMA
 };
@@ -103,7 +75,7 @@ pub(super) const QWEN3: Family = Family {
     name: "qwen3",
     architectures: &["Qwen3ForCausalLM", "Qwen3ForSequenceClassification", "Qwen3Model"],
     fields: Fields { head_dim: Some(128), ..QWEN2.fields },
-    linears: GATED_WITHOUT_MLP_BIAS,
+    linears: &seven(Attention, Attention, Never),
     norms: &[
         ("self_attn.q_norm", NormRole::Q),
         ("self_attn.k_norm", NormRole::K),
@@ -113,17 +85,6 @@ pub(super) const QWEN3: Family = Family {
     windows: Windows::Late,
     ..LLAMA
 };
-
-/// Llama's linear layers, where config.json may ask for biases of the attention only.
-const GATED_WITHOUT_MLP_BIAS: &[LinearRow] = &[
-    row("self_attn.q_proj", Role::Q, Hidden, Queries, Attention),
-    row("self_attn.k_proj", Role::K, Hidden, Keys, Attention),
-    row("self_attn.v_proj", Role::V, Hidden, Keys, Attention),
-    row("self_attn.o_proj", Role::O, Queries, Hidden, Attention),
-    row("mlp.gate_proj", Role::Gate, Hidden, Mlp, Never),
-    row("mlp.up_proj", Role::Up, Hidden, Mlp, Never),
-    row("mlp.down_proj", Role::Down, Mlp, Hidden, Never),
-];
 
 /// Gemma 2 (arXiv:2408.00118): norms around each part, capped scores, a window in every other layer.
 pub(super) const GEMMA2: Family = Family {
@@ -136,9 +97,9 @@ pub(super) const GEMMA2: Family = Family {
         activation: ("hidden_activation", "gelu_pytorch_tanh"),
         tied: true,
         softcaps: Some((Some(50.0), Some(30.0))),
-        ..LLAMA_FIELDS
+        ..USUAL_FIELDS
     },
-    linears: GATED_WITHOUT_MLP_BIAS,
+    linears: &seven(Attention, Attention, Never),
     norms: &[
         ("input_layernorm", NormRole::BeforeAttention),
         ("post_attention_layernorm", NormRole::AfterAttention),
@@ -181,7 +142,7 @@ pub(super) const PHI3: Family = Family {
     fields: Fields {
         positions: ("max_position_embeddings", 4096),
         eps: ("rms_norm_eps", 1e-5),
-        ..LLAMA_FIELDS
+        ..USUAL_FIELDS
     },
     linears: &[
         row("self_attn.o_proj", Role::O, Queries, Hidden, Never),
@@ -207,7 +168,7 @@ pub(super) const GPT2: Family = Family {
         activation: ("activation_function", "gelu_new"),
         eps: ("layer_norm_epsilon", 1e-5),
         tied: true,
-        ..LLAMA_FIELDS
+        ..USUAL_FIELDS
     },
     body: "transformer",
     layers: "h",

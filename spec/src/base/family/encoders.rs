@@ -4,24 +4,15 @@ use super::{
     Bias::Always,
     ClassifierRow,
     Dim::{Hidden, Mlp},
-    Family, Fields, PositionRule, Windows, row,
+    Family, Fields, PositionRule, USUAL_FIELDS, Windows, row,
 };
 use crate::base::parts::{EmbeddingRole, HeadActivation, HeadToken, NormKind, NormRole, Placement, Role};
 
 const BERT_FIELDS: Fields = Fields {
-    hidden: "hidden_size",
-    layers: "num_hidden_layers",
-    heads: "num_attention_heads",
-    mlp: "intermediate_size",
-    mlp_is_four_hidden: false,
-    kv_heads: None,
-    head_dim: None,
     positions: ("max_position_embeddings", 512),
     activation: ("hidden_act", "gelu"),
     eps: ("layer_norm_eps", 1e-12),
-    // Ties the masked language model's head, which is no part of what is trained here.
-    tied: false,
-    softcaps: None,
+    ..USUAL_FIELDS
 };
 
 /// BERT (arXiv:1810.04805).
