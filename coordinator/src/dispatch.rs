@@ -214,6 +214,7 @@ impl Dispatcher {
             spec: Some(spec),
             index: held.index,
             world_size: held.world_size,
+            place: held.index + 1,
         })))
     }
 
@@ -222,7 +223,12 @@ impl Dispatcher {
         let members = queue::members(&mut connection, held.job, &held.fence).await?;
         drop(connection);
         let resume = checkpoints::resumable(&self.pool, held.job, held.fence.attempt).await?;
-        let member = |m: queue::Member| pb::Member { index: m.index, worker: m.worker, address: m.address };
+        let member = |m: queue::Member| pb::Member {
+            index: m.index,
+            worker: m.worker,
+            address: m.address,
+            place: m.index + 1,
+        };
         Ok(pb::coordinator_message::Message::Begin(pb::Begin {
             job: held.job.name(),
             fence: Some((&held.fence).into()),
@@ -284,6 +290,7 @@ fn stop(job: JobId, fence: &Fence, reason: pb::StopReason) -> pb::coordinator_me
         job: job.name(),
         fence: Some(fence.into()),
         reason: reason.into(),
+        place: 0,
     })
 }
 

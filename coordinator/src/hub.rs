@@ -205,6 +205,6 @@ impl Drop for Seat {
 
 /// Tells a worker that its lease has ended.
 pub fn unknown() -> pb::CoordinatorMessage {
-    let unknown = pb::coordinator_message::Message::Unknown(pb::Unknown {});
+    let unknown = pb::coordinator_message::Message::Unknown(pb::Unknown { superseded: false });
     pb::CoordinatorMessage { message: Some(unknown) }
 }

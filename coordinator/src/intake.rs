@@ -79,6 +79,7 @@ impl Intake<'_> {
             Up::CheckpointWritten(written) => self.checkpoint(written).await,
             Up::ReportEvent(report) => self.event(report).await,
             Up::Finished(finished) => self.finished(finished).await,
+            Up::Parted(_) => Err(IntakeError::Invalid("gangs do not change yet".to_owned())),
         }
     }
 
@@ -159,6 +160,7 @@ impl Intake<'_> {
                     job: job.name(),
                     fence: Some((&fence).into()),
                     sequence: report.sequence,
+                    keys: Vec::new(),
                 })])
             }
         }
@@ -184,7 +186,11 @@ impl Intake<'_> {
             }
         };
         // Stale or not, there is nothing more for the worker to do about it.
-        answers.push(Down::FinishedAck(pb::FinishedAck { job: job.name(), fence: Some((&fence).into()) }));
+        answers.push(Down::FinishedAck(pb::FinishedAck {
+            job: job.name(),
+            fence: Some((&fence).into()),
+            place: 0,
+        }));
         Ok(answers)
     }
 
@@ -198,7 +204,7 @@ impl Intake<'_> {
             _ => pb::StopReason::Stale,
         };
         let fence = Some(fence.into());
-        Ok(vec![Down::Stop(pb::Stop { job: job.name(), fence, reason: reason.into() })])
+        Ok(vec![Down::Stop(pb::Stop { job: job.name(), fence, reason: reason.into(), place: 0 })])
     }
 }
 

@@ -13,4 +13,4 @@ pub mod v1 {
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Version of the gang protocol between workers and the coordinator; a worker of another version is refused.
-pub const GANG_PROTOCOL_VERSION: u32 = 1;
+pub const GANG_PROTOCOL_VERSION: u32 = 2;

@@ -61,6 +61,8 @@ pub struct Job {
     pub checkpoint: CheckpointSpec,
     /// How many workers it may use.
     pub workers: WorkersSpec,
+    /// The higher goes first.
+    pub priority: i32,
 }
 
 /// A base or a data set: where its user found it, and its content.
@@ -342,6 +344,8 @@ pub struct CheckpointSpec {
     pub keep: u32,
     /// The checkpoint of the best evaluation stays too, and is the result.
     pub best: bool,
+    /// Those whose step is a multiple of this stay for ever; 0: none beyond `keep`.
+    pub keep_every: u64,
 }
 
 /// How many workers the job may use at once.

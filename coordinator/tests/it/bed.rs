@@ -96,7 +96,7 @@ impl Bed {
             data: Some(pb::DataSpec { train: vec![data.clone()], eval: vec![data], ..Default::default() }),
             adapter: Some(pb::AdapterSpec { rank: 4, ..Default::default() }),
             workers: Some(pb::WorkersSpec { min, max }),
-            checkpoint: Some(pb::CheckpointSpec { every: 10, keep: 2, best: false }),
+            checkpoint: Some(pb::CheckpointSpec { every: 10, keep: 2, ..Default::default() }),
             ..Default::default()
         }
     }

@@ -22,6 +22,8 @@ const MAX_PROMPTS: usize = 64;
 const MAX_PROMPT_CHARS: usize = 32_768;
 /// Tokens of one answer.
 const MAX_NEW_TOKENS: u32 = 8192;
+/// Priorities lie between this and its negative.
+const MAX_PRIORITY: i32 = 1000;
 /// Entries of one list of names.
 const MAX_LIST: usize = 4096;
 
@@ -35,6 +37,7 @@ pub(crate) struct Parts {
     eval: EvalSpec,
     checkpoint: CheckpointSpec,
     workers: WorkersSpec,
+    priority: i32,
 }
 
 /// Checks every field.
@@ -52,6 +55,7 @@ pub(super) fn parts(spec: &pb::JobSpec) -> (Parts, Vec<FieldError>) {
         eval: check.eval(&spec.eval.clone().unwrap_or_default(), task),
         checkpoint: check.checkpoint(&spec.checkpoint.unwrap_or_default()),
         workers: check.workers(&spec.workers.unwrap_or_default(), train.micro_batches),
+        priority: check.priority(spec.priority),
     };
     (parts, check.0)
 }
@@ -74,6 +78,7 @@ impl Parts {
             eval: self.eval,
             checkpoint: self.checkpoint,
             workers: self.workers,
+            priority: self.priority,
         })
     }
 }
@@ -183,7 +188,18 @@ impl Check {
 
     fn checkpoint(&mut self, spec: &pb::CheckpointSpec) -> CheckpointSpec {
         self.range("checkpoint.keep", spec.keep, 1, MAX_KEEP);
-        CheckpointSpec { every: spec.every, keep: spec.keep, best: spec.best }
+        let pb::CheckpointSpec { every, keep, best, keep_every } = *spec;
+        self.rule(
+            keep_every == 0 || (every > 0 && keep_every.is_multiple_of(every)),
+            "checkpoint.keep_every",
+            || format!("is {keep_every}; it must be a multiple of `checkpoint.every` ({every}), or 0"),
+        );
+        CheckpointSpec { every, keep, best, keep_every }
+    }
+
+    fn priority(&mut self, priority: i32) -> i32 {
+        self.range("priority", priority, -MAX_PRIORITY, MAX_PRIORITY);
+        priority
     }
 
     fn workers(&mut self, spec: &pb::WorkersSpec, micro_batches: u32) -> WorkersSpec {

@@ -152,6 +152,11 @@ fn each_bad_value_has_its_path_and_reason() {
         ("eval: {prompts: ['']}", "eval.prompts[0]: is empty"),
         ("checkpoint: {keep: 0}", "checkpoint.keep: is 0"),
         ("checkpoint: 5", "checkpoint: must be fields with values, not a number"),
+        ("priority: 1001", "priority: is 1001; it must be from -1000 to 1000"),
+        (
+            "checkpoint: {every: 4, keep_every: 6}",
+            "checkpoint.keep_every: is 6; it must be a multiple of `checkpoint.every` (4)",
+        ),
         ("workers: {min: 3, max: 2}", "workers.min: is 3, more than `workers.max` (2)"),
         ("workers: {max: 9}", "workers.max: is 9, more than the 8 micro-batches"),
     ] {

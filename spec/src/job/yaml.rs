@@ -16,7 +16,7 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// The job file's sections and their fields; the first is the file itself.
 const SECTIONS: &[(&str, &[&str])] = &[
-    ("", &["name", "base", "task", "data", "adapter", "train", "eval", "checkpoint", "workers"]),
+    ("", &["name", "base", "task", "data", "adapter", "train", "eval", "checkpoint", "workers", "priority"]),
     ("data", &["train", "eval", "columns", "labels", "overlap", "loss_on"]),
     (
         "adapter",
@@ -65,7 +65,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("eval", &["every", "prompts", "max_new_tokens", "metric", "patience", "min_delta"]),
-    ("checkpoint", &["every", "keep", "best"]),
+    ("checkpoint", &["every", "keep", "best", "keep_every"]),
     ("workers", &["min", "max"]),
 ];
 
@@ -208,6 +208,7 @@ impl Reader {
                     ("classification", pb::Task::Classification as i32),
                 ],
             ),
+            priority: self.integer(&root, "priority").unwrap_or_default(),
             ..Default::default()
         };
         spec.data = self.section(&root, "data").map(|section| self.data(&section));
@@ -230,6 +231,7 @@ impl Reader {
                 every: self.whole(&section, "every", 0, u64::MAX).unwrap_or(default.every),
                 keep: self.whole32(&section, "keep", 1).unwrap_or_default(),
                 best: self.boolean(&section, "best").unwrap_or_default(),
+                keep_every: self.whole(&section, "keep_every", 0, u64::MAX).unwrap_or_default(),
             }
         });
         spec.workers = self.section(&root, "workers").map(|section| pb::WorkersSpec {

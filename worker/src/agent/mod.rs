@@ -238,6 +238,7 @@ impl Agent {
             protocol_version: GANG_PROTOCOL_VERSION,
             resources: Some(self.options.resources.clone()),
             collective_address: self.options.collective_address.clone(),
+            process_id: String::new(),
         };
         loop {
             let call = tokio::time::timeout(CALL, self.client.register_worker(request.clone())).await;

@@ -123,6 +123,7 @@ impl Outbox {
             sequence: run.last_sequence,
             kind: kind.to_owned(),
             message: message.to_owned(),
+            key: String::new(),
         }));
         if run.events.len() > EVENTS {
             run.events.pop_front();
@@ -145,7 +146,7 @@ impl Outbox {
         if let Some(run) = self.find(id) {
             run.ready = None;
             let (job, fence) = (id.job.clone(), Some(id.fence.clone()));
-            run.finished = Some(Item::new(pb::Finished { job, fence, outcome: Some(outcome) }));
+            run.finished = Some(Item::new(pb::Finished { job, fence, outcome: Some(outcome), place: 0 }));
         }
     }
 

@@ -109,6 +109,7 @@ impl Agent {
                 self.mailbox.lock().ack_finished(&RunId::new(&ack.job, ack.fence.as_ref()));
             }
             Down::Unknown(_) => return true,
+            Down::Regroup(_) | Down::Leave(_) => debug!("gangs do not change yet"),
         }
         false
     }

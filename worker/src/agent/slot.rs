@@ -59,8 +59,12 @@ impl Slot {
 
     /// What the coordinator should take for running: also a run whose end it has not acknowledged.
     pub fn running(&self) -> Vec<pb::RunningJob> {
-        let message =
-            |id: &RunId, step| pb::RunningJob { job: id.job.clone(), fence: Some(id.fence.clone()), step };
+        let message = |id: &RunId, step| pb::RunningJob {
+            job: id.job.clone(),
+            fence: Some(id.fence.clone()),
+            step,
+            place: 0,
+        };
         let current = self.current.iter().map(|current| message(&current.id, current.control.step()));
         let mut running: Vec<_> = current.collect();
         running.extend(self.mailbox.lock().ended().map(|id| message(id, 0)));

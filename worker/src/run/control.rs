@@ -127,6 +127,7 @@ fn why(reason: pb::StopReason) -> &'static str {
         pb::StopReason::Cancelled => "the job was cancelled",
         pb::StopReason::Stale => "its fence is stale",
         pb::StopReason::GangLost => "the gang has lost a member",
+        pb::StopReason::Expelled => "the gang goes on without it",
         pb::StopReason::Unspecified => "no reason given",
     }
 }

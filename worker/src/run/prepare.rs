@@ -71,6 +71,8 @@ impl Prepared {
             data: Some(self.parts.train.summary.clone()),
             trainable_parameters,
             total_parameters: self.parts.total_parameters,
+            place: assign.place,
+            eval_sha256: self.parts.eval.as_ref().map(|eval| eval.digest.to_string()).unwrap_or_default(),
         }
     }
 }

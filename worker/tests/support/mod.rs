@@ -145,11 +145,14 @@ fn ack(up: &Up) -> Option<Down> {
             checkpoint: written.checkpoint?.name,
             expired: Vec::new(),
         }),
-        Up::ReportEvent(report) => {
-            Down::EventAck(pb::EventAck { job: report.job, fence: report.fence, sequence: report.sequence })
-        }
+        Up::ReportEvent(report) => Down::EventAck(pb::EventAck {
+            job: report.job,
+            fence: report.fence,
+            sequence: report.sequence,
+            keys: Vec::new(),
+        }),
         Up::Finished(finished) => {
-            Down::FinishedAck(pb::FinishedAck { job: finished.job, fence: finished.fence })
+            Down::FinishedAck(pb::FinishedAck { job: finished.job, fence: finished.fence, place: 0 })
         }
         Up::Heartbeat(_) | Up::Ready(_) => return None,
     })
@@ -200,6 +203,7 @@ impl Coordinator {
                 spec: Some(spec.clone()),
                 index,
                 world_size: gang.len() as u32,
+                place: index + 1,
             };
             self.send(worker, Down::Assign(assign)).await;
         }
@@ -230,7 +234,7 @@ impl Coordinator {
                     all.find(|(name, _)| name == worker).map(|(_, address)| address.clone())
                 })
                 .await;
-            members.push(pb::Member { index, worker: worker.to_string(), address });
+            members.push(pb::Member { index, worker: worker.to_string(), address, place: index + 1 });
         }
         for worker in gang {
             let begin = pb::Begin {
@@ -244,7 +248,8 @@ impl Coordinator {
     }
 
     pub async fn stop(&self, worker: &str, job: &str, fence: &pb::Fence, reason: pb::StopReason) {
-        let stop = pb::Stop { job: job.to_owned(), fence: Some(fence.clone()), reason: reason.into() };
+        let stop =
+            pb::Stop { job: job.to_owned(), fence: Some(fence.clone()), reason: reason.into(), place: 0 };
         self.send(worker, Down::Stop(stop)).await;
     }
 
@@ -413,7 +418,7 @@ impl Fleet {
                 max_new_tokens: 5,
                 ..Default::default()
             }),
-            checkpoint: Some(pb::CheckpointSpec { every: 2, keep: 3, best: false }),
+            checkpoint: Some(pb::CheckpointSpec { every: 2, keep: 3, ..Default::default() }),
             workers: Some(pb::WorkersSpec { min: 1, max: 3 }),
             ..Default::default()
         };

@@ -91,6 +91,16 @@ impl Reader {
         self.whole(section, field, min, u64::from(u32::MAX)).and_then(|number| u32::try_from(number).ok())
     }
 
+    /// A whole number, which may be negative.
+    pub(super) fn integer(&mut self, section: &Section<'_>, field: &str) -> Option<i32> {
+        let value = section.get(field)?;
+        let number = value.as_i64().and_then(|number| i32::try_from(number).ok());
+        if number.is_none() {
+            self.wrong_type(section.path(field), "a whole number", value);
+        }
+        number
+    }
+
     /// One text, or a list of them.
     pub(super) fn strings(&mut self, section: &Section<'_>, field: &str) -> Vec<String> {
         match section.get(field) {
