@@ -18,6 +18,7 @@ fn writes(place: &Place) -> Vec<(&'static str, Up)> {
         sequence: 1,
         kind: "late".into(),
         message: "late".into(),
+        key: "late".into(),
     };
     let failed = pb::finished::Outcome::Failed(pb::Failed { message: "late".into() });
     vec![
@@ -111,6 +112,7 @@ async fn points_of_a_higher_attempt_win_and_repeated_reports_are_stored_once() {
             sequence,
             kind: "evaluated".into(),
             message: format!("number {sequence}"),
+            key: format!("1/{sequence}"),
         })
     };
     let acked = |m| matches!(m, pb::coordinator_message::Message::EventAck(_)).then_some(());

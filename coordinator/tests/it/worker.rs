@@ -46,6 +46,7 @@ pub fn registration(name: &str) -> pb::RegisterWorkerRequest {
             version: "0".into(),
         }),
         collective_address: "127.0.0.1:9".into(),
+        process_id: format!("process of {name}"),
     }
 }
 
@@ -79,8 +80,12 @@ impl Worker {
                 let Some(message) = message.message else { continue };
                 if let Down::Assign(assign) = &message {
                     let place = Place { assign: assign.clone() };
-                    let running =
-                        pb::RunningJob { job: assign.job.clone(), fence: assign.fence.clone(), step: 0 };
+                    let running = pb::RunningJob {
+                        job: assign.job.clone(),
+                        fence: assign.fence.clone(),
+                        step: 0,
+                        place: assign.place,
+                    };
                     listed.lock().expect("no panic").insert(place.key(), running);
                 }
                 if sender.send(message).is_err() {
@@ -243,6 +248,8 @@ impl Place {
             data: Some(pb::DataSummary { format: "chat".into(), examples: 640, ..Default::default() }),
             trainable_parameters: 1000,
             total_parameters: 100_000,
+            place: self.assign.place,
+            eval_sha256: String::new(),
         }
     }
 
@@ -288,6 +295,7 @@ impl Place {
             job: self.assign.job.clone(),
             fence: self.assign.fence.clone(),
             outcome: Some(outcome),
+            place: self.assign.place,
         }
     }
 

@@ -154,7 +154,7 @@ fn ack(up: &Up) -> Option<Down> {
         Up::Finished(finished) => {
             Down::FinishedAck(pb::FinishedAck { job: finished.job, fence: finished.fence, place: 0 })
         }
-        Up::Heartbeat(_) | Up::Ready(_) => return None,
+        Up::Heartbeat(_) | Up::Ready(_) | Up::Parted(_) => return None,
     })
 }
 
