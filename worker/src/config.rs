@@ -96,6 +96,11 @@ pub struct ServeArgs {
     #[arg(long, env = "LORAFLEET_STEP_LIMIT", default_value = "30m", value_parser = humantime::parse_duration)]
     pub step_limit: Duration,
 
+    /// A member that waits for its gang's next generation, and has no line to the coordinator for this long, writes a
+    /// checkpoint and gives up.
+    #[arg(long, env = "LORAFLEET_ALONE_LIMIT", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub alone_limit: Duration,
+
     /// After SIGTERM the run may take this long to reach a step boundary and write its checkpoint.
     #[arg(long, env = "LORAFLEET_DRAIN_LIMIT", default_value = "10m", value_parser = humantime::parse_duration)]
     pub drain_limit: Duration,

@@ -65,7 +65,15 @@ fn workshop(args: &ServeArgs, kind: &str) -> anyhow::Result<Arc<Workshop>> {
         .build()
         .context("start the threads that train")?;
     let kind = kind.to_owned();
-    Ok(Arc::new(Workshop { cache, listener, tcp, pool, kind, runtime: Handle::current() }))
+    Ok(Arc::new(Workshop {
+        cache,
+        listener,
+        tcp,
+        alone_limit: args.alone_limit,
+        pool,
+        kind,
+        runtime: Handle::current(),
+    }))
 }
 
 /// The first signal drains, the second ends the process at once.

@@ -13,7 +13,7 @@ use pb::finished::Outcome;
 use tracing::{error, info, info_span};
 
 use super::{Mailbox, RunId};
-use crate::run::{Reporter, RunControl};
+use crate::run::{Backlog, Reporter, RunControl};
 
 /// Members other than index 0 keep their points this long, and send those that index 0 did not get acknowledged: so
 /// none is lost with one member.
@@ -118,7 +118,7 @@ impl Slot {
             self.decline(&id, Outcome::Released(pb::Released { step: 0 }));
         }
         if let Some(current) = &self.current {
-            current.control.drain();
+            current.control.leave();
         }
     }
 
@@ -152,7 +152,7 @@ impl Slot {
     fn start(&mut self, assign: pb::Assign, id: RunId, store: &Store) {
         let hold = if assign.index == 0 { Duration::ZERO } else { HOLD };
         self.mailbox.put(|outbox| outbox.open(&id, hold));
-        let control = Arc::new(RunControl::default());
+        let control = Arc::new(RunControl::new(id.fence.clone()));
         let (end, ended) = mpsc::channel();
         let (runner, mailbox, store) = (self.runner.clone(), self.mailbox.clone(), store.clone());
         let (run, line) = (id.clone(), control.clone());
@@ -202,9 +202,23 @@ impl Reporter for MailReporter {
         self.mailbox.put(|outbox| outbox.point(&self.id, point, Instant::now()));
     }
 
-    fn event(&self, kind: &str, message: &str) {
+    fn begun(&self, _fence: &pb::Fence, _index: u32) {}
+
+    fn parted(&self, _parted: pb::Parted) {}
+
+    fn event(&self, _key: &str, kind: &str, message: &str) {
         self.mailbox.put(|outbox| outbox.event(&self.id, kind, message));
     }
+
+    fn own_event(&self, kind: &str, message: &str) {
+        self.mailbox.put(|outbox| outbox.event(&self.id, kind, message));
+    }
+
+    fn unacknowledged(&self) -> Backlog {
+        Backlog::default()
+    }
+
+    fn take_over(&self, _backlog: Backlog) {}
 
     fn checkpoint(&self, checkpoint: pb::Checkpoint) {
         self.mailbox.put(|outbox| outbox.checkpoint(&self.id, checkpoint));

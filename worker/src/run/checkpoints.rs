@@ -96,7 +96,7 @@ impl<'a> Checkpoints<'a> {
                 }
                 Err(error) => {
                     missed(draft.step, &error.to_string());
-                    reporter.event("checkpoint-missed", &miss_message(draft.step, &error.to_string()));
+                    reporter.own_event("checkpoint-missed", &miss_message(draft.step, &error.to_string()));
                 }
             }
             drop(end);
@@ -144,7 +144,7 @@ impl<'a> Checkpoints<'a> {
                 Err(error) => {
                     let message = format!("the end waits for the checkpoint of step {}: {error}", draft.step);
                     warn!(message);
-                    self.run.reporter.event("checkpoint-waits", &message);
+                    self.run.reporter.own_event("checkpoint-waits", &message);
                 }
             }
             if self.run.control.wait_stop(backoff.pause()) {
@@ -175,7 +175,7 @@ impl<'a> Checkpoints<'a> {
 
     fn miss(&self, step: u64, why: &str) {
         missed(step, why);
-        self.run.reporter.event("checkpoint-missed", &miss_message(step, why));
+        self.run.reporter.own_event("checkpoint-missed", &miss_message(step, why));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What reaches a run from outside while it trains: begin, stop, drain; and what it shows: its last step.
+//! What reaches a run from outside while it trains: begin, regroup, leave, stop; and what it shows: its last step.
 
 use std::{
     sync::{
@@ -12,20 +12,34 @@ use lorafleet_proto::v1 as pb;
 
 use crate::collective::Abort;
 
-/// The line between a run on its own thread and the agent.
-#[derive(Default)]
+/// How often a wait looks at the time.
+const LOOK: Duration = Duration::from_millis(200);
+/// A worker that is to leave waits no longer than this for a coordinator that is away.
+const LEAVING_ALONE: Duration = Duration::from_secs(10);
+
+/// The line between a run on its own thread and the agent. It lives as long as the place: through all generations.
 pub struct RunControl {
     state: Mutex<State>,
     changed: Condvar,
-    draining: AtomicBool,
+    /// The last finished step.
     step: AtomicU64,
-    abort: Abort,
+    leaving: AtomicBool,
 }
 
-#[derive(Default)]
 struct State {
+    /// The newest beginning.
     begin: Option<pb::Begin>,
+    /// The generation that is to part at its next boundary.
+    regroup: Option<pb::Fence>,
     stop: Option<pb::StopReason>,
+    /// Without the coordinator since then; none while it is there.
+    alone_since: Option<Instant>,
+    /// The generation that the run is in, or was in last; generation 0 before the first.
+    fence: pb::Fence,
+    /// Its end has been told, or need not be.
+    parted: bool,
+    /// Ends its collective.
+    abort: Abort,
 }
 
 /// What ends a wait for [`RunControl::wait_begin`] without a beginning.
@@ -33,47 +47,99 @@ struct State {
 pub enum Interrupt {
     /// The coordinator said stop.
     Stop,
-    /// The worker takes its leave.
-    Drain,
-    /// The deadline passed.
-    Deadline,
+    /// The place is given back before its first generation.
+    Leave,
+    /// The coordinator has been away for too long.
+    Alone,
 }
 
 impl RunControl {
-    /// All members are ready. Repeated ones are ignored.
+    /// The line of a place; `fence` is the assignment's, of generation 0.
+    pub fn new(fence: pb::Fence) -> Self {
+        Self {
+            state: Mutex::new(State {
+                begin: None,
+                regroup: None,
+                stop: None,
+                alone_since: None,
+                fence,
+                parted: false,
+                abort: Abort::new(),
+            }),
+            changed: Condvar::new(),
+            step: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+        }
+    }
+
+    // What the agent says.
+
+    /// A generation opens. One that is not newer than those before is ignored; a newer one ends the collective of the
+    /// present generation.
     pub fn begin(&self, begin: pb::Begin) {
-        self.lock().begin.get_or_insert(begin);
+        let generation = generation(&begin);
+        let old = {
+            let mut state = self.lock();
+            let known = state.begin.as_ref().map_or(0, self::generation).max(state.fence.generation);
+            if generation <= known {
+                return;
+            }
+            state.begin = Some(begin);
+            // Nothing is said of the end of a generation that has a successor.
+            state.parted = true;
+            state.abort.clone()
+        };
+        self.changed.notify_all();
+        old.abort(&format!("generation {generation} begins"));
+    }
+
+    /// That generation is to part at its next step boundary.
+    pub fn regroup(&self, fence: pb::Fence) {
+        self.lock().regroup = Some(fence);
+    }
+
+    /// The place is given back: at the next step boundary, or at once while it loads.
+    pub fn leave(&self) {
+        {
+            // Under the lock, so that a wait cannot miss it.
+            let _state = self.lock();
+            self.leaving.store(true, Ordering::SeqCst);
+        }
         self.changed.notify_all();
     }
 
     /// The run ends now: an operation with peers under way is aborted.
     pub fn stop(&self, reason: pb::StopReason) {
-        self.lock().stop.get_or_insert(reason);
+        let abort = {
+            let mut state = self.lock();
+            state.stop.get_or_insert(reason);
+            // Its end says it all.
+            state.parted = true;
+            state.abort.clone()
+        };
         self.changed.notify_all();
-        self.abort.abort(&format!("told to stop: {}", why(reason)));
+        abort.abort(&format!("told to stop: {}", why(reason)));
     }
 
-    /// The run ends at the next step boundary, with its whole gang.
-    pub fn drain(&self) {
-        {
-            let _state = self.lock();
-            self.draining.store(true, Ordering::SeqCst);
+    /// Whether there is a line to the coordinator.
+    pub fn set_connected(&self, connected: bool) {
+        let mut state = self.lock();
+        match connected {
+            true => state.alone_since = None,
+            false => drop(state.alone_since.get_or_insert_with(Instant::now)),
         }
-        self.changed.notify_all();
     }
+
+    // What it shows.
 
     /// The last finished step.
     pub fn step(&self) -> u64 {
-        self.step.load(Ordering::Relaxed)
+        self.step.load(Ordering::SeqCst)
     }
 
-    /// Ends the run's collective, from any thread.
-    pub fn abort_handle(&self) -> Abort {
-        self.abort.clone()
-    }
-
-    pub(crate) fn set_step(&self, step: u64) {
-        self.step.store(step, Ordering::Relaxed);
+    /// The fence of the generation that the run is in, or was in last; of generation 0 before the first.
+    pub fn fence(&self) -> pb::Fence {
+        self.lock().fence.clone()
     }
 
     /// Whether the run was told to stop.
@@ -81,30 +147,72 @@ impl RunControl {
         self.lock().stop
     }
 
-    /// Whether the worker takes its leave.
-    pub fn draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
+    // What the run does.
+
+    /// Whether the place is to be given back.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
     }
 
-    /// Waits for the beginning; `may_drain`: the worker's leave ends the wait.
-    pub(crate) fn wait_begin(&self, patience: Duration, may_drain: bool) -> Result<pb::Begin, Interrupt> {
-        let deadline = Instant::now() + patience;
+    /// Whether the present generation is to part at its next boundary.
+    pub(crate) fn is_regrouping(&self) -> bool {
+        let state = self.lock();
+        state.regroup.as_ref() == Some(&state.fence)
+    }
+
+    pub(crate) fn set_step(&self, step: u64) {
+        self.step.store(step, Ordering::SeqCst);
+    }
+
+    /// Enters a generation: a fresh handle that ends its collective, ended already where the run is told to stop or a
+    /// newer generation is known.
+    pub(crate) fn arm(&self, fence: pb::Fence) -> Abort {
+        let abort = Abort::new();
+        let ended = {
+            let mut state = self.lock();
+            state.abort = abort.clone();
+            let newer = state.begin.as_ref().map(generation).filter(|newest| *newest > fence.generation);
+            state.fence = fence;
+            let reason = match (state.stop, newer) {
+                (Some(reason), _) => Some(format!("told to stop: {}", why(reason))),
+                (None, newer) => newer.map(|newer| format!("generation {newer} begins")),
+            };
+            state.parted = reason.is_some();
+            reason
+        };
+        if let Some(reason) = ended {
+            abort.abort(&reason);
+        }
+        abort
+    }
+
+    /// Claims the end of that generation: true for the first who does, and who therefore says how it ended.
+    pub(crate) fn claim_end(&self, fence: &pb::Fence) -> bool {
+        let mut state = self.lock();
+        state.fence == *fence && !std::mem::replace(&mut state.parted, true)
+    }
+
+    /// Waits for the beginning of a generation after this one, without limit while the coordinator is there.
+    ///
+    /// Before the first (`after` is 0) there is no state that could be lost, so a leave ends the wait.
+    pub(crate) fn wait_begin(&self, after: u32, alone_limit: Duration) -> Result<pb::Begin, Interrupt> {
         let mut state = self.lock();
         loop {
             if state.stop.is_some() {
                 return Err(Interrupt::Stop);
             }
-            if let Some(begin) = &state.begin {
+            if let Some(begin) = state.begin.as_ref().filter(|begin| generation(begin) > after) {
                 return Ok(begin.clone());
             }
-            if may_drain && self.draining() {
-                return Err(Interrupt::Drain);
+            let leaving = self.is_leaving();
+            if leaving && after == 0 {
+                return Err(Interrupt::Leave);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Interrupt::Deadline);
+            let limit = if leaving { alone_limit.min(LEAVING_ALONE) } else { alone_limit };
+            if state.alone_since.is_some_and(|since| since.elapsed() >= limit) {
+                return Err(Interrupt::Alone);
             }
-            let waited = self.changed.wait_timeout(state, left);
+            let waited = self.changed.wait_timeout(state, LOOK);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -121,6 +229,10 @@ impl RunControl {
     }
 }
 
+fn generation(begin: &pb::Begin) -> u32 {
+    begin.fence.as_ref().map_or(0, |fence| fence.generation)
+}
+
 /// The reason in words.
 fn why(reason: pb::StopReason) -> &'static str {
     match reason {
@@ -129,5 +241,76 @@ fn why(reason: pb::StopReason) -> &'static str {
         pb::StopReason::GangLost => "the gang has lost a member",
         pb::StopReason::Expelled => "the gang goes on without it",
         pb::StopReason::Unspecified => "no reason given",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fence(generation: u32) -> pb::Fence {
+        pb::Fence { attempt: 1, generation, generation_id: format!("{generation:016x}") }
+    }
+
+    fn begin(generation: u32) -> pb::Begin {
+        pb::Begin { fence: Some(fence(generation)), ..Default::default() }
+    }
+
+    fn control() -> RunControl {
+        RunControl::new(fence(0))
+    }
+
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_newer_generation_ends_the_present_one_and_an_older_is_ignored() {
+        let control = control();
+        control.begin(begin(1));
+        assert_eq!(control.wait_begin(0, NEVER), Ok(begin(1)));
+        let abort = control.arm(fence(1));
+        control.begin(begin(1));
+        assert_eq!(abort.failure(), None, "repeated");
+        control.begin(begin(3));
+        assert!(abort.failure().is_some() && !control.claim_end(&fence(1)));
+        control.begin(begin(2));
+        assert_eq!(control.wait_begin(1, NEVER), Ok(begin(3)));
+        assert!(control.arm(fence(2)).failure().is_some(), "ended before it was entered");
+        assert!(control.arm(fence(3)).failure().is_none());
+        assert_eq!(control.fence(), fence(3));
+    }
+
+    #[test]
+    fn the_end_of_a_generation_is_told_once() {
+        let control = control();
+        let _abort = control.arm(fence(1));
+        assert!(!control.claim_end(&fence(2)));
+        assert!(control.claim_end(&fence(1)) && !control.claim_end(&fence(1)));
+        let _abort = control.arm(fence(2));
+        assert!(!control.claim_end(&fence(1)) && control.claim_end(&fence(2)));
+    }
+
+    #[test]
+    fn only_a_place_without_a_state_is_given_back_at_once() {
+        let control = control();
+        control.leave();
+        assert_eq!(control.wait_begin(0, NEVER), Err(Interrupt::Leave));
+        control.set_connected(false);
+        assert_eq!(control.wait_begin(1, Duration::ZERO), Err(Interrupt::Alone));
+        control.set_connected(true);
+        control.begin(begin(2));
+        assert_eq!(control.wait_begin(1, Duration::ZERO), Ok(begin(2)));
+        control.stop(pb::StopReason::Cancelled);
+        assert_eq!(control.wait_begin(1, NEVER), Err(Interrupt::Stop));
+        assert!(control.arm(fence(2)).failure().is_some());
+    }
+
+    #[test]
+    fn regrouping_is_of_one_generation() {
+        let control = control();
+        control.regroup(fence(2));
+        let _abort = control.arm(fence(1));
+        assert!(!control.is_regrouping());
+        let _abort = control.arm(fence(2));
+        assert!(control.is_regrouping());
     }
 }

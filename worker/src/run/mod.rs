@@ -28,7 +28,7 @@ use self::{control::Interrupt, end::End, prepare::Prepared, steps::Training};
 pub use self::{
     control::RunControl,
     end::{missing, outcome_name},
-    report::Reporter,
+    report::{Backlog, Reporter},
 };
 use crate::{
     base_cache::Cache,
@@ -46,6 +46,8 @@ pub struct Workshop {
     pub listener: tcp::Listener,
     /// The gang's deadlines.
     pub tcp: tcp::TcpOptions,
+    /// How long a member waits for a generation without the coordinator.
+    pub alone_limit: Duration,
     /// Where training computes.
     pub pool: rayon::ThreadPool,
     /// Goes into manifests: same kind, same bits.
@@ -98,6 +100,9 @@ impl Run {
         let prepared = prepare::prepare(self)?;
         self.reporter.ready(prepared.ready(&self.assign));
         let begin = self.wait_begin()?;
+        let fence = begin.fence.clone().unwrap_or_default();
+        let index = begin.members.iter().find(|member| member.place == self.assign.place);
+        self.reporter.begun(&fence, index.map_or(0, |member| member.index));
         let mut collective = self.join(&begin)?;
         let result = self.train(prepared, &begin, &mut *collective);
         match &result {
@@ -110,12 +115,10 @@ impl Run {
     }
 
     fn wait_begin(&self) -> Result<pb::Begin, End> {
-        // A gang is left at a boundary that all agree on; one that trains alone may go at once.
-        let alone = self.assign.world_size == 1;
-        self.control.wait_begin(BEGIN, alone).map_err(|interrupt| match interrupt {
+        self.control.wait_begin(0, BEGIN).map_err(|interrupt| match interrupt {
             Interrupt::Stop => End::Stopped,
-            Interrupt::Drain => End::Released { step: 0 },
-            Interrupt::Deadline => {
+            Interrupt::Leave => End::Released { step: 0 },
+            Interrupt::Alone => {
                 End::lost(format!("ready, but told to begin by nobody for {} hours", BEGIN.as_secs() / 3600))
             }
         })
@@ -124,22 +127,18 @@ impl Run {
     fn join(&self, begin: &pb::Begin) -> Result<Box<dyn Collective>, End> {
         let mut members = begin.members.clone();
         members.sort_by_key(|member| member.index);
-        if members.len() != self.assign.world_size as usize {
-            return Err(End::lost(format!(
-                "told to begin with {} members, assigned to a gang of {}",
-                members.len(),
-                self.assign.world_size
-            )));
-        }
         let peer =
             |member: pb::Member| Peer { index: member.index, worker: member.worker, address: member.address };
         let gang = tcp::Gang {
             job: self.assign.job.clone(),
-            fence: self.assign.fence.clone().unwrap_or_default(),
-            index: self.assign.index,
+            fence: begin.fence.clone().unwrap_or_default(),
+            index: members
+                .iter()
+                .find(|member| member.place == self.assign.place)
+                .map_or(0, |member| member.index),
             members: members.into_iter().map(peer).collect(),
         };
-        let abort = self.control.abort_handle();
+        let abort = self.control.arm(begin.fence.clone().unwrap_or_default());
         Ok(tcp::join(&self.workshop.listener, gang, &self.workshop.tcp, &abort)?)
     }
 
@@ -173,6 +172,6 @@ impl Run {
     }
 
     fn fence(&self) -> pb::Fence {
-        self.assign.fence.clone().unwrap_or_default()
+        self.control.fence()
     }
 }

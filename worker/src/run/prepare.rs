@@ -114,7 +114,7 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
     run.check()?;
     let prompts = encode_prompts(&job, &files.tokenizer, positions)?;
     let total_steps = job.train.total_steps(train.summary.examples);
-    let words = ControlWords::new(run.assign.world_size).count();
+    let words = ControlWords::new(job.workers.max).count();
     let plan = plan(&job, base.shape(), &summary)?;
     check_memory(&plan, memory_bytes())?;
     let mut trainer = Trainer::new(base.clone(), &job, total_steps, words)?;

@@ -89,7 +89,7 @@ impl Training<'_> {
     fn agree(&mut self) -> Result<(), End> {
         let (me, members) = (self.collective.index() as usize, self.collective.world_size() as usize);
         let mut buffer = vec![0i64; 1 + 2 * members];
-        buffer[0] = self.run.control.draining().into();
+        buffer[0] = self.run.control.is_leaving().into();
         buffer[1 + me] = self.trainer.step() as i64;
         buffer[1 + members + me] = self.trainer.state_hash().into();
         self.collective.all_reduce_i64(&mut buffer)?;
@@ -108,8 +108,6 @@ impl Training<'_> {
 
     /// An event that the gang has once.
     pub fn tell(&self, kind: &str, message: &str) {
-        if self.collective.index() == 0 {
-            self.run.reporter.event(kind, message);
-        }
+        self.run.reporter.event(&format!("{kind}/{}", self.trainer.step()), kind, message);
     }
 }

@@ -83,7 +83,7 @@ impl<'a> Training<'a> {
         let train = &parts.job.train;
         let digest = parts.train.digest.to_string();
         let sampler = sampler::Sampler::new(&digest, train.seed, examples, train.global_batch);
-        let words = ControlWords::new(collective.world_size());
+        let words = ControlWords::new(parts.job.workers.max);
         let checkpoints = Checkpoints::new(run, &parts)?;
         let speed = Speed::default();
         Ok(Self {
@@ -194,7 +194,7 @@ impl<'a> Training<'a> {
 
     fn set_words(&mut self, step: u64, failed: bool) {
         let (words, me) = (self.words, self.collective.index() as usize);
-        self.trainer.set_control(words.leave(), self.run.control.draining().into());
+        self.trainer.set_control(words.leave(), self.run.control.is_leaving().into());
         self.trainer.set_control(words.failed(me), failed.into());
         if compares(step) {
             let hash = self.trainer.state_hash();

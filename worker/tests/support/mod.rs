@@ -360,6 +360,7 @@ impl Worker {
             cache: Cache::open(&fleet.dir.path().join(name)).unwrap(),
             listener,
             tcp,
+            alone_limit: Duration::from_secs(600),
             pool: rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap(),
             kind: "test".to_owned(),
             runtime: Handle::current(),
