@@ -8,6 +8,7 @@
 
 mod base;
 mod checkpoint;
+mod contents;
 mod digest;
 mod error;
 mod ids;
@@ -25,6 +26,7 @@ pub use checkpoint::{
     Checkpoint, Draft, delete_checkpoint, find_checkpoint, list_checkpoints, read_checkpoint,
     write_checkpoint,
 };
+pub use contents::Contents;
 pub use digest::{Digest, Hasher};
 pub use error::StoreError;
 pub use ids::{CheckpointId, FileName, InvalidId, JobId};

@@ -154,11 +154,15 @@ impl Store {
     /// [`StoreError::Refused`], [`StoreError::Unavailable`].
     pub async fn put(&self, path: &Path, bytes: Bytes) -> Result<()> {
         if bytes.len() <= PART {
-            let put = || self.backend.put(path, bytes.clone().into());
-            return self.retry.run("write", path, put).await.map(drop);
+            self.put_at_once(path, bytes).await
+        } else {
+            self.put_contents(path, &bytes).await.map(drop)
         }
-        let retry = self.retry.with_longer_attempts((bytes.len() / PART) as u32);
-        retry.run("write", path, || crate::upload::in_parts(self, path, bytes.clone())).await
+    }
+
+    /// Writes an object of at most one part.
+    pub(crate) async fn put_at_once(&self, path: &Path, bytes: Bytes) -> Result<()> {
+        self.retry.run("write", path, || self.backend.put(path, bytes.clone().into())).await.map(drop)
     }
 
     /// Writes a small object unless something is there, atomically: of several writers one is told [`Put::Written`].
