@@ -122,10 +122,28 @@ pub async fn write_checkpoint<C: Contents>(
     let manifest = manifest(draft, &id, entries);
     let bytes = text(&manifest, &place)?;
     let ours = Checkpoint { manifest, manifest_sha256: Digest::of(&bytes) };
-    match found {
-        Some(found) => ours.or_its_equal(&found, place),
-        None => put_manifest(store, ours, place, bytes).await,
+    if let Some(found) = found {
+        return ours.or_its_equal(&found, place);
     }
+    check_sizes(store, &ours).await?;
+    put_manifest(store, ours, place, bytes).await
+}
+
+/// A store may say that it took an object of which it has a half: what was just written is looked at before the manifest
+/// says that it is there.
+async fn check_sizes(store: &Store, checkpoint: &Checkpoint) -> Result<()> {
+    let Manifest { job, checkpoint: id, files, .. } = &checkpoint.manifest;
+    let objects = store.list(&layout::checkpoint(job, id)).await?;
+    for (name, entry) in files {
+        let path = layout::checkpoint_file(job, id, name);
+        let found = objects.iter().find(|object| object.path == path).map(|object| object.size);
+        if found != Some(entry.size_bytes) {
+            let reason =
+                format!("of {} bytes that were written it has {}", entry.size_bytes, found.unwrap_or(0));
+            return Err(StoreError::Unavailable { action: "write", path, attempts: 1, reason });
+        }
+    }
+    Ok(())
 }
 
 fn text(manifest: &Manifest, place: &Path) -> Result<Bytes> {
@@ -254,5 +272,5 @@ pub async fn delete_checkpoint(store: &Store, job: &JobId, id: &CheckpointId) ->
     for object in store.list(&layout::checkpoint(job, id)).await? {
         store.delete(&object.path).await?;
     }
-    Ok(())
+    store.remove_folder(&layout::checkpoint(job, id))
 }

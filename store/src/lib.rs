@@ -19,6 +19,7 @@ mod read;
 mod retry;
 mod store;
 mod sums;
+mod sweep;
 mod upload;
 
 pub use base::{base_is_whole, download_base, read_sums};
@@ -37,6 +38,7 @@ pub use read::Reader;
 pub use retry::Retry;
 pub use store::{Object, Put, Store};
 pub use sums::{Sums, SumsError};
+pub use sweep::sweep_torn;
 pub use upload::Upload;
 
 /// Result of this crate's operations.
