@@ -11,6 +11,7 @@ mod ops;
 pub mod optim;
 pub mod params;
 mod rate;
+mod tensor_file;
 pub mod train;
 
 pub use adapter::Adapter;
@@ -18,4 +19,5 @@ pub use base::{Base, BaseError};
 pub use exact::ReduceBuffer;
 pub use generate::{GenerateOptions, generate};
 pub use rate::{MeasuredShape, product_rate};
+pub use tensor_file::{Pieces, TensorFile};
 pub use train::{CheckpointFiles, EvalSums, Snapshot, StepReport, TrainError, Trainer};

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use lorafleet_proto::v1 as pb;
 
 use crate::{
-    CheckpointId, Digest, FileEntry, FileName, JobId, Manifest, Put, Result, Store, StoreError, layout,
+    CheckpointId, Contents, Digest, FileEntry, FileName, JobId, Manifest, Path, Put, Result, Store,
+    StoreError, contents, layout,
 };
 
 /// Bytes that a manifest may have.
@@ -23,7 +24,7 @@ pub struct Draft {
     pub step: u64,
     /// The fence under which it is written.
     pub fence: pb::Fence,
-    /// The checkpoint that this attempt resumed from or wrote before.
+    /// The checkpoint that the job's attempt resumed from.
     pub parent: Option<CheckpointId>,
     /// It is the job's result.
     pub is_final: bool,
@@ -68,6 +69,15 @@ impl Checkpoint {
         }
     }
 
+    /// The one whose manifest was found where this one's should be, if both hold the same state. Members of a gang may
+    /// write one after the other; of its parent and their kind each tells what it knows.
+    fn or_its_equal(self, found: &[u8], path: Path) -> Result<Checkpoint> {
+        let Manifest { job, checkpoint, parent, kind, .. } = &self.manifest;
+        let found = Checkpoint::parse(found, job, checkpoint)?;
+        let told = Manifest { parent: parent.clone(), kind: kind.clone(), ..found.manifest.clone() };
+        if told == self.manifest { Ok(found) } else { Err(StoreError::Conflict { path }) }
+    }
+
     fn parse(bytes: &[u8], job: &JobId, id: &CheckpointId) -> Result<Checkpoint> {
         let path = layout::manifest(job, id);
         let manifest =
@@ -81,53 +91,84 @@ impl Checkpoint {
 /// checkpoint is listed. Calling it again with the same contents is the way to go on after a failure, and returns the
 /// same when it had succeeded already.
 ///
+/// Contents are made and hashed on the calling thread while they are uploaded, in bounded memory: it should be a thread
+/// that nobody waits for.
+///
 /// # Errors
-/// [`StoreError::Conflict`] when another process wrote other contents under this fence, [`StoreError::Id`] and
+/// [`StoreError::Conflict`] when another process wrote other files under this fence, [`StoreError::Id`] and
 /// [`StoreError::Manifest`] for a draft that cannot be stored, [`StoreError::Refused`], [`StoreError::Unavailable`].
-pub async fn write_checkpoint(
+pub async fn write_checkpoint<C: Contents>(
     store: &Store,
     draft: &Draft,
-    files: &BTreeMap<FileName, Bytes>,
+    files: &BTreeMap<FileName, C>,
 ) -> Result<Checkpoint> {
     let id = CheckpointId::new(draft.step, &draft.fence)?;
     let place = layout::manifest(&draft.job, &id);
-    let manifest = manifest(draft, id.clone(), entries(files).await);
-    let bytes = manifest.to_bytes().map_err(|source| StoreError::Manifest { path: place.clone(), source })?;
-    let bytes = Bytes::from(bytes);
-    let ours = Checkpoint { manifest, manifest_sha256: Digest::of(&bytes) };
+    // What cannot be stored is refused before anything is.
+    let entry = |contents: &C| FileEntry { size_bytes: contents.size(), sha256: Digest::of(&[]) };
+    let sketch = files.iter().map(|(name, contents)| (name.clone(), entry(contents))).collect();
+    text(&manifest(draft, &id, sketch), &place)?;
 
     // A whole checkpoint's files are never touched again.
-    match read_back(store, &place).await? {
-        Some(found) if found == bytes => return Ok(ours),
-        Some(_) => return Err(StoreError::Conflict { path: place }),
-        None => {}
-    }
+    let found = read_back(store, &place).await?;
+    let mut entries = BTreeMap::new();
     for (name, contents) in files {
-        store.put(&layout::checkpoint_file(&draft.job, &id, name), contents.clone()).await?;
+        let sha256 = match &found {
+            Some(_) => contents::digest(contents),
+            None => store.put_contents(&layout::checkpoint_file(&draft.job, &id, name), contents).await?,
+        };
+        entries.insert(name.clone(), FileEntry { size_bytes: contents.size(), sha256 });
     }
-    put_manifest(store, &place, bytes).await?;
-    Ok(ours)
+    let manifest = manifest(draft, &id, entries);
+    let bytes = text(&manifest, &place)?;
+    let ours = Checkpoint { manifest, manifest_sha256: Digest::of(&bytes) };
+    if let Some(found) = found {
+        return ours.or_its_equal(&found, place);
+    }
+    check_sizes(store, &ours).await?;
+    put_manifest(store, ours, place, bytes).await
+}
+
+/// A store may say that it took an object of which it has a half: what was just written is looked at before the manifest
+/// says that it is there.
+async fn check_sizes(store: &Store, checkpoint: &Checkpoint) -> Result<()> {
+    let Manifest { job, checkpoint: id, files, .. } = &checkpoint.manifest;
+    let objects = store.list(&layout::checkpoint(job, id)).await?;
+    for (name, entry) in files {
+        let path = layout::checkpoint_file(job, id, name);
+        let found = objects.iter().find(|object| object.path == path).map(|object| object.size);
+        if found != Some(entry.size_bytes) {
+            let reason =
+                format!("of {} bytes that were written it has {}", entry.size_bytes, found.unwrap_or(0));
+            return Err(StoreError::Unavailable { action: "write", path, attempts: 1, reason });
+        }
+    }
+    Ok(())
+}
+
+fn text(manifest: &Manifest, place: &Path) -> Result<Bytes> {
+    let bad = |source| StoreError::Manifest { path: place.clone(), source };
+    manifest.to_bytes().map(Bytes::from).map_err(bad)
 }
 
 /// The step that makes it whole.
-async fn put_manifest(store: &Store, place: &crate::Path, bytes: Bytes) -> Result<()> {
+async fn put_manifest(store: &Store, ours: Checkpoint, place: Path, bytes: Bytes) -> Result<Checkpoint> {
     for _ in 0..MANIFEST_ATTEMPTS {
-        match store.put_if_absent(place, bytes.clone()).await? {
-            Put::Written => return Ok(()),
-            Put::Existed => match read_back(store, place).await? {
-                // Ours: an earlier try succeeded and its answer was lost, or another member wrote the same state.
-                Some(found) if found == bytes => return Ok(()),
-                Some(_) => return Err(StoreError::Conflict { path: place.clone() }),
+        match store.put_if_absent(&place, bytes.clone()).await? {
+            Put::Written => return Ok(ours),
+            Put::Existed => match read_back(store, &place).await? {
+                // An earlier try succeeded and its answer was lost, or another member wrote the same state.
+                Some(found) => return ours.or_its_equal(&found, place),
                 // A conflict with a writer that did not finish, or with a deletion.
                 None => {}
             },
         }
     }
     let reason = "the store says that it exists, and that it does not".to_owned();
-    Err(StoreError::Unavailable { action: "write", path: place.clone(), attempts: MANIFEST_ATTEMPTS, reason })
+    Err(StoreError::Unavailable { action: "write", path: place, attempts: MANIFEST_ATTEMPTS, reason })
 }
 
-async fn read_back(store: &Store, place: &crate::Path) -> Result<Option<Bytes>> {
+async fn read_back(store: &Store, place: &Path) -> Result<Option<Bytes>> {
     match store.get(place, MANIFEST_LIMIT).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.is_not_found() => Ok(None),
@@ -135,27 +176,18 @@ async fn read_back(store: &Store, place: &crate::Path) -> Result<Option<Bytes>> 
     }
 }
 
-/// Sizes and digests; hashing large files would hold up other tasks, so it has a thread of its own.
-async fn entries(files: &BTreeMap<FileName, Bytes>) -> BTreeMap<FileName, FileEntry> {
-    let mut entries = BTreeMap::new();
-    for (name, bytes) in files {
-        let sha256 = digest(bytes.clone()).await;
-        entries.insert(name.clone(), FileEntry { size_bytes: bytes.len() as u64, sha256 });
-    }
-    entries
-}
-
+/// Hashing large files would hold up other tasks, so it has a thread of its own.
 async fn digest(bytes: Bytes) -> Digest {
     let hash = move || Digest::of(&bytes);
     tokio::task::spawn_blocking(hash).await.expect("hashing does not panic and is never cancelled")
 }
 
-fn manifest(draft: &Draft, checkpoint: CheckpointId, files: BTreeMap<FileName, FileEntry>) -> Manifest {
+fn manifest(draft: &Draft, checkpoint: &CheckpointId, files: BTreeMap<FileName, FileEntry>) -> Manifest {
     Manifest {
         version: Manifest::VERSION,
         job: draft.job.clone(),
         next_step: checkpoint.step() + 1,
-        checkpoint,
+        checkpoint: checkpoint.clone(),
         parent: draft.parent.clone(),
         is_final: draft.is_final,
         spec_sha256: draft.spec_sha256,
@@ -240,5 +272,5 @@ pub async fn delete_checkpoint(store: &Store, job: &JobId, id: &CheckpointId) ->
     for object in store.list(&layout::checkpoint(job, id)).await? {
         store.delete(&object.path).await?;
     }
-    Ok(())
+    store.remove_folder(&layout::checkpoint(job, id))
 }

@@ -8,6 +8,7 @@
 
 mod base;
 mod checkpoint;
+mod contents;
 mod digest;
 mod error;
 mod ids;
@@ -18,6 +19,7 @@ mod read;
 mod retry;
 mod store;
 mod sums;
+mod sweep;
 mod upload;
 
 pub use base::{base_is_whole, download_base, read_sums};
@@ -25,6 +27,7 @@ pub use checkpoint::{
     Checkpoint, Draft, delete_checkpoint, find_checkpoint, list_checkpoints, read_checkpoint,
     write_checkpoint,
 };
+pub use contents::Contents;
 pub use digest::{Digest, Hasher};
 pub use error::StoreError;
 pub use ids::{CheckpointId, FileName, InvalidId, JobId};
@@ -35,6 +38,7 @@ pub use read::Reader;
 pub use retry::Retry;
 pub use store::{Object, Put, Store};
 pub use sums::{Sums, SumsError};
+pub use sweep::sweep_torn;
 pub use upload::Upload;
 
 /// Result of this crate's operations.

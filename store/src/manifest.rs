@@ -33,7 +33,7 @@ pub struct Manifest {
     pub job: JobId,
     /// The checkpoint itself: step and fence.
     pub checkpoint: CheckpointId,
-    /// The checkpoint that this attempt resumed from or wrote before; none for a job's first.
+    /// The checkpoint that the attempt resumed from; none where it began from scratch.
     pub parent: Option<CheckpointId>,
     /// It is the job's result.
     #[serde(rename = "final")]

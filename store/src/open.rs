@@ -1,6 +1,7 @@
 //! From a URL and environment variables to a store.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub(crate) type Variables = Vec<(String, String)>;
 pub(crate) struct Opened {
     pub(crate) backend: Arc<dyn ObjectStore>,
     pub(crate) remote: bool,
+    /// The folder that it is, where it is one.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// Opens the store of a URL. `variables` are the environment's.
@@ -49,8 +52,8 @@ pub(crate) fn open(text: &str, variables: &Variables) -> Result<Opened> {
         return Err(bad("it has a query or fragment; options belong into environment variables".into()));
     }
     let built = match url.scheme() {
-        "file" => return local(&url).map(|backend| Opened { backend, remote: false }).map_err(bad),
-        "memory" => return Ok(Opened { backend: memory(&url), remote: false }),
+        "file" => return local(&url).map_err(bad),
+        "memory" => return Ok(Opened { backend: memory(&url), remote: false, folder: None }),
         "s3" | "s3a" => s3(&url, variables),
         "gs" => gcs(&url, variables),
         "az" | "abfs" | "abfss" | "azure" => azure(&url, variables),
@@ -59,17 +62,18 @@ pub(crate) fn open(text: &str, variables: &Variables) -> Result<Opened> {
     let options = "options come from the environment: AWS_*, GOOGLE_*, AZURE_*";
     let backend = built.map_err(|error| bad(format!("{error} ({options})")))?;
     let prefix = Path::from_url_path(url.path()).map_err(|error| bad(error.to_string()))?;
-    Ok(Opened { backend: Arc::new(PrefixStore::new(backend, prefix)), remote: true })
+    Ok(Opened { backend: Arc::new(PrefixStore::new(backend, prefix)), remote: true, folder: None })
 }
 
-fn local(url: &Url) -> std::result::Result<Arc<dyn ObjectStore>, String> {
+fn local(url: &Url) -> std::result::Result<Opened, String> {
     let path = url
         .to_file_path()
         .map_err(|()| "a file URL has an absolute path and no host: file:///…".to_owned())?;
     std::fs::create_dir_all(&path).map_err(|error| format!("cannot create {}: {error}", path.display()))?;
     let store = LocalFileSystem::new_with_prefix(&path).map_err(|error| error.to_string())?;
     // A row in the database says that the file is there, so it must survive what the row survives.
-    Ok(Arc::new(store.with_fsync(true)))
+    let backend = Arc::new(store.with_fsync(true));
+    Ok(Opened { backend, remote: false, folder: Some(path) })
 }
 
 /// `memory:///name` is one store for the whole process; `memory://` a new one each time.

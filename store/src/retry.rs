@@ -51,11 +51,6 @@ impl Retry {
         self.first_pause.saturating_mul(1 << doublings).min(self.longest_pause).mul_f64(random)
     }
 
-    /// The same patience with attempts that may take `factor` times as long.
-    pub(crate) fn with_longer_attempts(&self, factor: u32) -> Retry {
-        Retry { attempt_limit: self.attempt_limit.saturating_mul(factor), ..*self }
-    }
-
     /// Runs `operation` until it succeeds, fails for good, or the patience ends.
     pub(crate) async fn run<T, F>(
         &self,
@@ -66,10 +61,8 @@ impl Retry {
     where
         F: Future<Output = object_store::Result<T>>,
     {
-        let start = Instant::now();
-        let mut attempts = 0;
+        let mut tries = Tries::new(self);
         loop {
-            attempts += 1;
             let reason = match tokio::time::timeout(self.attempt_limit, operation()).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(object_store::Error::NotFound { .. })) => {
@@ -81,13 +74,60 @@ impl Retry {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {} s", self.attempt_limit.as_secs()),
             };
-            let pause = self.pause(attempts, random());
-            if attempts >= self.attempts || start.elapsed() + pause > self.total_limit {
+            if !tries.again(action, path, &reason).await {
+                let attempts = tries.made;
                 return Err(StoreError::Unavailable { action, path: path.clone(), attempts, reason });
             }
-            tracing::warn!(action, %path, attempts, reason, "store unavailable, trying again");
-            tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Runs an operation that has deadlines and retries of its own inside, again from its start while it says that the
+    /// store is unavailable.
+    pub(crate) async fn run_whole<T, F>(
+        &self,
+        action: &'static str,
+        path: &Path,
+        mut operation: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut tries = Tries::new(self);
+        loop {
+            match operation().await {
+                Err(error) if error.is_transient() => {
+                    if !tries.again(action, path, &error.to_string()).await {
+                        return Err(error);
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+/// How often an operation was tried, and since when.
+struct Tries<'a> {
+    retry: &'a Retry,
+    start: Instant,
+    made: u32,
+}
+
+impl<'a> Tries<'a> {
+    fn new(retry: &'a Retry) -> Self {
+        Self { retry, start: Instant::now(), made: 0 }
+    }
+
+    /// After a failed try: pauses before the next; false when there is none.
+    async fn again(&mut self, action: &'static str, path: &Path, reason: &str) -> bool {
+        self.made += 1;
+        let pause = self.retry.pause(self.made, random());
+        if self.made >= self.retry.attempts || self.start.elapsed() + pause > self.retry.total_limit {
+            return false;
+        }
+        tracing::warn!(action, %path, attempts = self.made, reason, "store unavailable, trying again");
+        tokio::time::sleep(pause).await;
+        true
     }
 }
 

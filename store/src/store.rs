@@ -18,6 +18,7 @@ const LIST_LIMIT: usize = 100_000;
 pub struct Store {
     backend: Arc<dyn ObjectStore>,
     url: Arc<str>,
+    folder: Option<Arc<std::path::Path>>,
     retry: Retry,
 }
 
@@ -59,15 +60,15 @@ impl Store {
     pub fn open_with(url: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Store> {
         let variables =
             variables.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
-        let Opened { backend, remote } = open::open(url, &variables)?;
+        let Opened { backend, remote, folder } = open::open(url, &variables)?;
         // A disk's errors do not pass by themselves within minutes.
         let retry = if remote { Retry::default() } else { Retry::never() };
-        Ok(Store { backend, url: url.into(), retry })
+        Ok(Store { backend, url: url.into(), folder: folder.map(Into::into), retry })
     }
 
     /// A store over any backend.
     pub fn over(backend: Arc<dyn ObjectStore>, retry: Retry) -> Store {
-        Store { url: backend.to_string().into(), backend, retry }
+        Store { url: backend.to_string().into(), backend, folder: None, retry }
     }
 
     /// The same store with other patience.
@@ -79,6 +80,11 @@ impl Store {
     /// The URL that was opened.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The folder that it is; nothing where it is none.
+    pub(crate) fn folder(&self) -> Option<&std::path::Path> {
+        self.folder.as_deref()
     }
 
     pub(crate) fn backend(&self) -> &dyn ObjectStore {
@@ -154,11 +160,15 @@ impl Store {
     /// [`StoreError::Refused`], [`StoreError::Unavailable`].
     pub async fn put(&self, path: &Path, bytes: Bytes) -> Result<()> {
         if bytes.len() <= PART {
-            let put = || self.backend.put(path, bytes.clone().into());
-            return self.retry.run("write", path, put).await.map(drop);
+            self.put_at_once(path, bytes).await
+        } else {
+            self.put_contents(path, &bytes).await.map(drop)
         }
-        let retry = self.retry.with_longer_attempts((bytes.len() / PART) as u32);
-        retry.run("write", path, || crate::upload::in_parts(self, path, bytes.clone())).await
+    }
+
+    /// Writes an object of at most one part.
+    pub(crate) async fn put_at_once(&self, path: &Path, bytes: Bytes) -> Result<()> {
+        self.retry.run("write", path, || self.backend.put(path, bytes.clone().into())).await.map(drop)
     }
 
     /// Writes a small object unless something is there, atomically: of several writers one is told [`Put::Written`].

@@ -58,7 +58,7 @@ impl Upload {
         match self.parts.take() {
             None => {
                 let bytes = std::mem::take(&mut self.first).freeze();
-                self.store.put(&self.path, bytes).await
+                self.store.put_at_once(&self.path, bytes).await
             }
             Some(parts) => {
                 let limit = self.store.retry().attempt_limit;
@@ -106,19 +106,4 @@ fn failed(path: &Path, error: object_store::Error) -> StoreError {
         }
         source => StoreError::Refused { action: "write", path: path.clone(), source },
     }
-}
-
-/// Writes bytes that are there already, in parts that share them.
-pub(crate) async fn in_parts(store: &Store, path: &Path, bytes: Bytes) -> object_store::Result<()> {
-    let upload = store.backend().put_multipart(path).await?;
-    let mut parts = WriteMultipart::new_with_chunk_size(upload, PART);
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        parts.put(rest.split_to(rest.len().min(PART)));
-        if let Err(error) = parts.wait_for_capacity(PARTS_AT_ONCE).await {
-            parts.abort().await?;
-            return Err(error);
-        }
-    }
-    parts.finish().await.map(drop)
 }

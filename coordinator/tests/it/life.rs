@@ -189,7 +189,8 @@ async fn manifests_without_a_row_are_adopted() {
         scale_bits: 24,
     };
     let names = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors"];
-    let files = names.map(|name| (name.parse::<FileName>().expect("a name"), name.into())).into();
+    let files: std::collections::BTreeMap<FileName, bytes::Bytes> =
+        names.map(|name| (name.parse().expect("a name"), name.into())).into();
     write_checkpoint(&bed.store, &draft(place.fence(), 20), &files).await.expect("written");
     // And there is one of a gang that the job never had.
     let stranger = pb::Fence { generation_id: "0".repeat(16), ..place.fence() };

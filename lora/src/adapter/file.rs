@@ -1,12 +1,13 @@
 //! An adapter's weights ⇄ safetensors bytes, the same bytes for the same weights.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::{AdapterError, WEIGHTS_FILE};
 use crate::params::{AdaptedModule, Layout, ModuleKind};
+use crate::tensor_file::{Tensor, TensorFile, Values};
 
 /// One named tensor of a flat buffer.
 pub(crate) struct Matrix {
@@ -55,21 +56,11 @@ fn module_matrices(m: &AdaptedModule) -> Vec<Matrix> {
     all
 }
 
-fn bytes_of(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// The bytes of `adapter_model.safetensors`: PEFT's keys, f32, sorted by name.
-pub fn write_weights(layout: &Layout, weights: &[f32]) -> Vec<u8> {
-    let raw = bytes_of(weights);
-    let tensors = matrices(layout).into_iter().map(|matrix| {
-        let data = &raw[matrix.place.start * 4..matrix.place.end * 4];
-        let view = TensorView::new(Dtype::F32, matrix.shape, data).expect("a matrix is as long as its place");
-        (matrix.key, view)
-    });
-    // One metadata entry, so that its order is one too.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(tensors, Some(metadata)).expect("names are unique and sizes consistent")
+/// `adapter_model.safetensors`: PEFT's keys, f32, sorted by name.
+pub fn write_weights<'a>(layout: &Layout, weights: &'a [f32]) -> TensorFile<'a> {
+    let tensor =
+        |Matrix { key, shape, place }| Tensor { name: key, shape, values: Values::Floats(&weights[place]) };
+    TensorFile::new(matrices(layout).into_iter().map(tensor).collect())
 }
 
 /// Reads `adapter_model.safetensors` (f32, f16 or bf16) into a flat buffer of this layout.
@@ -200,8 +191,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let (layout, weights) = (layout(), weights());
-        let bytes = write_weights(&layout, &weights);
-        assert_eq!(bytes, write_weights(&layout, &weights));
+        let bytes = write_weights(&layout, &weights).to_vec();
+        assert_eq!(bytes, write_weights(&layout, &weights).to_vec());
         assert_eq!(read_weights(&layout, &bytes).unwrap(), weights);
     }
 
@@ -232,7 +223,7 @@ mod tests {
         ];
         assert_eq!(keys, expected.map(|(key, shape)| (key.to_owned(), shape)));
         let weights: Vec<f32> = (0..layout.len()).map(|i| i as f32).collect();
-        assert_eq!(read_weights(&layout, &write_weights(&layout, &weights)).unwrap(), weights);
+        assert_eq!(read_weights(&layout, &write_weights(&layout, &weights).to_vec()).unwrap(), weights);
     }
 
     #[test]
@@ -272,11 +263,11 @@ mod tests {
         other.push("model.layers.0.self_attn.v_proj", 3, 2, 2, 1.0);
         other.push("model.layers.0.mlp.up_proj", 4, 3, 1, 1.0);
         other.push("model.layers.0.mlp.down_proj", 1, 1, 1, 1.0);
-        let bytes = write_weights(&other, &vec![0.0; other.len()]);
+        let bytes = write_weights(&other, &vec![0.0; other.len()]).to_vec();
         let message = read_weights(&layout(), &bytes).unwrap_err().to_string();
         assert!(message.contains("up_proj.lora_A.weight has the shape [1, 4], not [1, 3]"), "{message}");
         assert!(message.contains("down_proj.lora_B.weight is not expected"), "{message}");
-        let mut bytes = write_weights(&layout(), &weights());
+        let mut bytes = write_weights(&layout(), &weights()).to_vec();
         bytes.truncate(bytes.len() - 1);
         assert!(matches!(read_weights(&layout(), &bytes), Err(AdapterError::Safetensors { .. })));
     }

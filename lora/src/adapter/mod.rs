@@ -15,6 +15,7 @@ use lorafleet_spec::job::Init;
 
 use crate::model::ModelError;
 use crate::params::{AdapterView, Layout};
+use crate::tensor_file::TensorFile;
 use config::AdapterConfig;
 
 /// Name of the file that says what an adapter is.
@@ -151,22 +152,8 @@ impl Adapter {
     ///
     /// A start that is subtracted becomes further ranks: twice the rank, no subtraction, the same function.
     pub fn files(&self) -> (Vec<u8>, Vec<u8>) {
-        match &self.start {
-            Some(start) => {
-                let (layout, weights) = start::write_out(&self.layout, &self.weights, start);
-                let config = self.config.doubled().to_json(&layout);
-                (config.into_bytes(), file::write_weights(&layout, &weights))
-            }
-            None => {
-                let mut config = self.config.clone();
-                if config.subtracts_start() {
-                    // Nothing is subtracted, so nobody who reads it may.
-                    config.adapter.init = Init::Kaiming;
-                }
-                let config = config.to_json(&self.layout);
-                (config.into_bytes(), file::write_weights(&self.layout, &self.weights))
-            }
-        }
+        let (config, weights) = written(&self.config, &self.layout, &self.weights, self.start.as_deref());
+        (config, weights.to_vec())
     }
 
     /// The weights with their places, for the model.
@@ -174,6 +161,48 @@ impl Adapter {
         AdapterView {
             frozen_start: self.start.as_ref().map(|start| start.as_slice()),
             ..AdapterView::new(&self.layout, &self.weights)
+        }
+    }
+}
+
+/// The weights' file of an adapter, as it is written.
+pub(crate) enum WeightsFile<'a> {
+    /// Of the weights as they are.
+    Plain(TensorFile<'a>),
+    /// Of other weights, which are made for it.
+    Made(Vec<u8>),
+}
+
+impl WeightsFile<'_> {
+    fn to_vec(&self) -> Vec<u8> {
+        match self {
+            Self::Plain(file) => file.to_vec(),
+            Self::Made(bytes) => bytes.clone(),
+        }
+    }
+}
+
+/// The files of an adapter: see [`Adapter::files`].
+pub(crate) fn written<'a>(
+    config: &AdapterConfig,
+    layout: &Layout,
+    weights: &'a [f32],
+    start: Option<&Vec<f32>>,
+) -> (Vec<u8>, WeightsFile<'a>) {
+    match start {
+        Some(start) => {
+            let (layout, weights) = start::write_out(layout, weights, start);
+            let config = config.doubled().to_json(&layout);
+            (config.into_bytes(), WeightsFile::Made(file::write_weights(&layout, &weights).to_vec()))
+        }
+        None => {
+            let mut config = config.clone();
+            if config.subtracts_start() {
+                // Nothing is subtracted, so nobody who reads it may.
+                config.adapter.init = Init::Kaiming;
+            }
+            let config = config.to_json(layout);
+            (config.into_bytes(), WeightsFile::Plain(file::write_weights(layout, weights)))
         }
     }
 }

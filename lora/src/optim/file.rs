@@ -1,14 +1,14 @@
 //! The optimizer's state ⇄ the bytes of `optimizer.safetensors`, the same bytes for the same state.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
-use safetensors::tensor::{TensorView, View};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::state::{Buffer, Piece, State, StatePlan};
 use crate::adapter::{AdapterError, OPTIMIZER_FILE};
 use crate::exact::SCALE_BITS;
+use crate::tensor_file::{Tensor, TensorFile, Values};
 
 /// A number that is kept beside the buffers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,77 +19,35 @@ pub enum Scalar {
     Real(f64),
 }
 
-/// Values of one tensor, in the file's order of bytes.
-enum Stored<'a> {
-    Floats(&'a [f32]),
-    Codes(&'a [u8]),
-    Scalar(Scalar),
-}
-
-struct Entry<'a> {
-    shape: Vec<usize>,
-    values: Stored<'a>,
-}
-
-impl View for Entry<'_> {
-    fn dtype(&self) -> Dtype {
-        match self.values {
-            Stored::Floats(_) => Dtype::F32,
-            Stored::Codes(_) => Dtype::U8,
-            Stored::Scalar(Scalar::Integer(_)) => Dtype::I64,
-            Stored::Scalar(Scalar::Real(_)) => Dtype::F64,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    // One tensor's bytes at a time, so that a large state is never in memory twice more.
-    fn data(&self) -> Cow<'_, [u8]> {
-        match &self.values {
-            Stored::Floats(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            Stored::Codes(codes) => Cow::Borrowed(codes),
-            Stored::Scalar(Scalar::Integer(value)) => value.to_le_bytes().to_vec().into(),
-            Stored::Scalar(Scalar::Real(value)) => value.to_le_bytes().to_vec().into(),
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        match &self.values {
-            Stored::Floats(values) => 4 * values.len(),
-            Stored::Codes(codes) => codes.len(),
-            Stored::Scalar(_) => 8,
-        }
-    }
-}
-
-/// The bytes of `optimizer.safetensors`: each buffer's tensors as `buffer/key`, the step, the scale of exact sums, and
-/// the caller's numbers. The weights are in a file of their own.
-pub fn write(plan: &StatePlan, state: &State, more: &[(&str, Scalar)]) -> Vec<u8> {
-    fn entries<'a, T>(
-        buffers: &'a [Buffer],
+/// `optimizer.safetensors`: each buffer's tensors as `buffer/key`, the step, the scale of exact sums, and the caller's
+/// numbers. The weights are in a file of their own.
+pub fn write<'a>(plan: &StatePlan, state: &'a State, more: &[(&str, Scalar)]) -> TensorFile<'a> {
+    fn tensors<'a, T>(
+        buffers: &[Buffer],
         values: &'a [Vec<T>],
-        stored: impl Fn(&'a [T]) -> Stored<'a> + Copy,
-    ) -> impl Iterator<Item = (String, Entry<'a>)> {
+        stored: impl Fn(&'a [T]) -> Values<'a> + Copy,
+    ) -> impl Iterator<Item = Tensor<'a>> {
         buffers.iter().zip(values).flat_map(move |(buffer, values)| {
-            buffer.pieces.iter().map(move |piece| {
-                let values = stored(&values[piece.place.clone()]);
-                (key(buffer, piece), Entry { shape: piece.shape.clone(), values })
+            buffer.pieces.iter().map(move |piece| Tensor {
+                name: key(buffer, piece),
+                shape: piece.shape.clone(),
+                values: stored(&values[piece.place.clone()]),
             })
         })
     }
     let fixed =
         [("scale_bits", Scalar::Integer(SCALE_BITS.into())), ("step", Scalar::Integer(state.step as i64))];
     let scalar = |(name, value): &(&str, Scalar)| {
-        ((*name).to_owned(), Entry { shape: vec![1], values: Stored::Scalar(*value) })
+        let values = match *value {
+            Scalar::Integer(value) => Values::Integer(value),
+            Scalar::Real(value) => Values::Real(value),
+        };
+        Tensor { name: (*name).to_owned(), shape: vec![1], values }
     };
-    let tensors = entries(&plan.floats, &state.floats, Stored::Floats)
-        .chain(entries(&plan.codes, &state.codes, Stored::Codes))
+    let all = tensors(&plan.floats, &state.floats, |values| Values::Floats(values))
+        .chain(tensors(&plan.codes, &state.codes, |codes| Values::Codes(codes)))
         .chain(fixed.iter().chain(more).map(scalar));
-    // Sorted by dtype and name inside; one metadata entry, so that its order is one too.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(tensors, Some(metadata)).expect("names are unique and sizes consistent")
+    TensorFile::new(all.collect())
 }
 
 /// Reads `optimizer.safetensors` into a state, whose weights are left alone; gives the numbers that the plan does not

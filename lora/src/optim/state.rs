@@ -2,6 +2,7 @@
 
 use std::array;
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -92,6 +93,16 @@ impl State {
         self.codes.iter_mut().for_each(|buffer| buffer.fill(0));
     }
 
+    /// One of the same sizes, at step 0. Its memory is touched when it is written, by the threads that do.
+    fn blank(&self) -> Self {
+        Self {
+            step: 0,
+            weights: vec![0.0; self.weights.len()],
+            floats: self.floats.iter().map(|buffer| vec![0.0; buffer.len()]).collect(),
+            codes: self.codes.iter().map(|buffer| vec![0; buffer.len()]).collect(),
+        }
+    }
+
     /// A hash over all of it, the same for the same bits.
     pub fn sha256(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
@@ -129,10 +140,13 @@ pub(super) fn written<T, const N: usize>(buffers: &mut [Vec<T>]) -> [&mut [T]; N
 ///
 /// Invariant: the current state is whole at every instant. Only [`States::adopt`] changes which one is current, after
 /// the spare one has been written completely.
+///
+/// A state that somebody else still holds (see [`States::share`]) is never written: another takes its place, so that a
+/// checkpoint costs no copy.
 #[derive(Clone, Debug)]
 pub struct States {
-    current: State,
-    spare: State,
+    current: Arc<State>,
+    spare: Arc<State>,
 }
 
 impl States {
@@ -140,7 +154,7 @@ impl States {
     pub fn new(weights: Vec<f32>, plan: &StatePlan) -> Self {
         let spare = State::zeros(weights.len(), plan);
         let current = State { weights, ..State::zeros(0, plan) };
-        Self { current, spare }
+        Self { current: Arc::new(current), spare: Arc::new(spare) }
     }
 
     /// The last whole state.
@@ -148,9 +162,20 @@ impl States {
         &self.current
     }
 
-    /// The current state to read, and the spare one to write. What is written counts only after [`States::adopt`].
+    /// The last whole state, to be kept while training goes on.
+    pub fn share(&self) -> Arc<State> {
+        self.current.clone()
+    }
+
+    /// The current state to read, and the spare one to write, which holds anything. What is written counts only after
+    /// [`States::adopt`].
     pub fn current_and_spare(&mut self) -> (&State, &mut State) {
-        (&self.current, &mut self.spare)
+        if Arc::get_mut(&mut self.spare).is_none() {
+            self.spare = Arc::new(self.spare.blank());
+        }
+        let spare = Arc::get_mut(&mut self.spare)
+            .expect("nobody else has a state that was just made, or is unshared");
+        (&self.current, spare)
     }
 
     /// Makes the spare state, now whole, the current one.
@@ -178,6 +203,24 @@ mod tests {
         states.adopt();
         assert_eq!((states.current().step, states.current().weights[0]), (1, 7.0));
         assert_eq!(plan().bytes(), 17);
+    }
+
+    #[test]
+    fn a_shared_state_is_never_written() {
+        let mut states = States::new(vec![1.0; 4], &plan());
+        let shared = states.share();
+        for step in 1..=3 {
+            let (_, spare) = states.current_and_spare();
+            (spare.step, spare.weights, spare.codes[0][0]) = (step, vec![step as f32; 4], 9);
+            states.adopt();
+            assert_eq!((shared.step, shared.weights[0], shared.codes[0][0]), (0, 1.0, 0));
+        }
+        let (current, spare) = states.current_and_spare();
+        assert_eq!((current.step, spare.weights.len(), spare.floats[0].len()), (3, 4, 3));
+        // Once it is let go there are two again, and none is made.
+        drop(shared);
+        let place = states.current_and_spare().1.weights.as_ptr();
+        assert_eq!(states.current_and_spare().1.weights.as_ptr(), place);
     }
 
     #[test]

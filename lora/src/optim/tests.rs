@@ -182,8 +182,8 @@ fn a_state_read_from_its_file_goes_on_to_the_same_bits() {
     for (name, optimizer) in optimizers(&parameters) {
         let half = train(&*optimizer, start(&*optimizer), 3);
         let best = [("best_step", Scalar::Integer(2)), ("best_score", Scalar::Real(0.1))];
-        let bytes = file::write(optimizer.plan(), &half, &best);
-        assert_eq!(bytes, file::write(optimizer.plan(), &half, &best), "{name}");
+        let bytes = file::write(optimizer.plan(), &half, &best).to_vec();
+        assert_eq!(bytes, file::write(optimizer.plan(), &half, &best).to_vec(), "{name}");
         let mut read = State { weights: half.weights.clone(), ..State::zeros(0, optimizer.plan()) };
         let scalars = file::read(optimizer.plan(), &bytes, &mut read).unwrap();
         assert_eq!(scalars["best_score"], Scalar::Real(0.1));
@@ -197,7 +197,7 @@ fn a_state_read_from_its_file_goes_on_to_the_same_bits() {
 fn a_file_of_another_optimizer_is_refused_by_name() {
     let parameters = parameters(|_| LR);
     let (sgd, lion) = (Sgd::new(0.9, &parameters), Lion::new(0.9, 0.99, &parameters));
-    let bytes = file::write(sgd.plan(), &start(&sgd), &[]);
+    let bytes = file::write(sgd.plan(), &start(&sgd), &[]).to_vec();
     let message = file::read(lion.plan(), &bytes, &mut start(&lion)).unwrap_err().to_string();
     assert!(message.contains("exp_avg/large is missing"), "{message}");
     assert!(message.contains("momentum_buffer/small is not expected"), "{message}");

@@ -1,15 +1,20 @@
 //! The whole state ⇄ the files of a checkpoint.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::model_file::{self, MODEL_CONFIG_FILE, MODEL_FILE};
 use super::progress::Progress;
 use super::{TrainError, Trainer};
-use crate::adapter::{Adapter, AdapterError, CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE, file};
+use crate::adapter::config::AdapterConfig;
+use crate::adapter::{
+    self, Adapter, AdapterError, CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE, WeightsFile, file,
+};
 use crate::optim;
 use crate::optim::file::Scalar;
 use crate::optim::state::{State, StatePlan};
 use crate::params::Layout;
+use crate::tensor_file::TensorFile;
 
 /// Name of the file that holds the weights of the best evaluation, where they are not the current ones.
 pub const BEST_FILE: &str = "best.safetensors";
@@ -27,16 +32,36 @@ pub struct Snapshot {
     pub files: CheckpointFiles,
 }
 
-/// A copy of the whole state, to be written beside training.
+/// The whole state as it was, to be written beside training; it is shared with the trainer, not copied.
 #[derive(Clone, Debug)]
 pub struct Frozen {
-    adapter: Adapter,
+    config: AdapterConfig,
+    layout: Arc<Layout>,
+    start: Option<Arc<Vec<f32>>>,
     /// Full fine-tuning: the text of the model's configuration.
     model_config: Option<String>,
     plan: StatePlan,
-    state: State,
+    state: Arc<State>,
     scalars: Vec<(&'static str, Scalar)>,
-    best: Option<Vec<f32>>,
+    best: Option<Arc<Vec<f32>>>,
+}
+
+/// One file of a [`Frozen`] state, made while it is read.
+pub enum FrozenFile<'a> {
+    /// A small one.
+    Bytes(Vec<u8>),
+    /// Tensors, piece by piece.
+    Tensors(TensorFile<'a>),
+}
+
+impl FrozenFile<'_> {
+    /// The whole file.
+    pub fn to_vec(&self) -> Vec<u8> {
+        match self {
+            Self::Bytes(bytes) => bytes.clone(),
+            Self::Tensors(file) => file.to_vec(),
+        }
+    }
 }
 
 impl Frozen {
@@ -45,24 +70,38 @@ impl Frozen {
         self.state.step
     }
 
-    /// The state as files. Takes a while where there are many weights.
-    pub fn encode(&self) -> Snapshot {
-        let mut files = match &self.model_config {
-            Some(config) => vec![
-                (MODEL_CONFIG_FILE, config.clone().into_bytes()),
-                (MODEL_FILE, model_file::write(&self.adapter.layout, &self.adapter.weights)),
-            ],
-            None => {
-                let (config, weights) = self.adapter.files();
-                vec![(CONFIG_FILE, config), (WEIGHTS_FILE, weights)]
+    /// The files of the state by name, to be read piece by piece: the same bytes for the same state.
+    pub fn files(&self) -> BTreeMap<&'static str, FrozenFile<'_>> {
+        let weights = &self.state.weights;
+        let mut files = BTreeMap::new();
+        match &self.model_config {
+            Some(config) => {
+                files.insert(MODEL_CONFIG_FILE, FrozenFile::Bytes(config.clone().into_bytes()));
+                files.insert(MODEL_FILE, FrozenFile::Tensors(model_file::write(&self.layout, weights)));
             }
-        };
-        files.push((OPTIMIZER_FILE, optim::file::write(&self.plan, &self.state, &self.scalars)));
-        if let Some(best) = &self.best {
-            files.push((BEST_FILE, file::write_weights(&self.adapter.layout, best)));
+            None => {
+                let start = self.start.as_deref();
+                let (config, weights) = adapter::written(&self.config, &self.layout, weights, start);
+                files.insert(CONFIG_FILE, FrozenFile::Bytes(config));
+                let weights = match weights {
+                    WeightsFile::Plain(file) => FrozenFile::Tensors(file),
+                    WeightsFile::Made(bytes) => FrozenFile::Bytes(bytes),
+                };
+                files.insert(WEIGHTS_FILE, weights);
+            }
         }
-        let files = files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
-        Snapshot { step: self.state.step, files }
+        let optimizer = optim::file::write(&self.plan, &self.state, &self.scalars);
+        files.insert(OPTIMIZER_FILE, FrozenFile::Tensors(optimizer));
+        if let Some(best) = &self.best {
+            files.insert(BEST_FILE, FrozenFile::Tensors(file::write_weights(&self.layout, best)));
+        }
+        files
+    }
+
+    /// The state as whole files, all in memory.
+    pub fn encode(&self) -> Snapshot {
+        let files = self.files().iter().map(|(name, file)| ((*name).to_owned(), file.to_vec())).collect();
+        Snapshot { step: self.step(), files }
     }
 }
 
@@ -92,11 +131,11 @@ impl Trainer {
         })?;
         spare.weights = weights;
         // Without a file of their own, the best weights are the current ones.
-        self.best_weights = match (best, progress.best) {
+        self.best_weights = Arc::new(match (best, progress.best) {
             (Some(best), _) => best,
             (None, Some(_)) if self.keeps_best => spare.weights.clone(),
             (None, _) => Vec::new(),
-        };
+        });
         self.start = start;
         self.progress = progress;
         self.states.adopt();
@@ -122,20 +161,20 @@ impl Trainer {
         Ok(())
     }
 
-    /// A copy of the current state, which can be written while training goes on.
+    /// The current state as it is, which can be written while training goes on. Costs no copy; while it is held, there is
+    /// a third state in memory.
     pub fn freeze(&self) -> Frozen {
         let step = self.step();
         let elsewhere = self.progress.best.is_some_and(|best| best.step != step);
         let best = (elsewhere && !self.best_weights.is_empty() && !self.is_best_current())
             .then(|| self.best_weights.clone());
-        // The adapter holds the weights; they are not needed twice.
-        let State { step, weights: _, floats, codes } = self.states.current();
-        let state = State { step: *step, weights: Vec::new(), floats: floats.clone(), codes: codes.clone() };
         Frozen {
-            adapter: self.adapter(),
+            config: self.config.clone(),
+            layout: self.layout.clone(),
+            start: self.start.clone(),
             model_config: self.model_config.clone(),
             plan: self.optimizer.plan().clone(),
-            state,
+            state: self.states.share(),
             scalars: self.progress.scalars(),
             best,
         }
@@ -154,7 +193,7 @@ impl Trainer {
 
     /// Whether the current weights are the best evaluation's, since they were adopted.
     fn is_best_current(&self) -> bool {
-        self.best_weights == self.states.current().weights
+        *self.best_weights == self.states.current().weights
     }
 }
 

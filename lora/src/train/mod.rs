@@ -24,7 +24,7 @@ use crate::optim::state::States;
 use crate::params::{AdapterView, Layout};
 use progress::{Judge, Progress};
 
-pub use checkpoint::{BEST_FILE, CheckpointFiles, Frozen, Snapshot};
+pub use checkpoint::{BEST_FILE, CheckpointFiles, Frozen, FrozenFile, Snapshot};
 pub use error::TrainError;
 pub use evaluate::{EvalPart, EvalSums};
 pub use model_file::{MODEL_CONFIG_FILE, MODEL_FILE};
@@ -67,7 +67,7 @@ pub struct Trainer {
     /// The best evaluation's weights are the job's result.
     keeps_best: bool,
     /// Its weights; empty before the first, and where they are not kept.
-    best_weights: Vec<f32>,
+    best_weights: Arc<Vec<f32>>,
     flops: FlopCounter,
 }
 
@@ -120,7 +120,7 @@ impl Trainer {
             judge: Judge::new(&job.eval),
             progress: Progress::default(),
             keeps_best: job.checkpoint.best,
-            best_weights: Vec::new(),
+            best_weights: Arc::default(),
             flops: FlopCounter::default(),
         })
     }

@@ -1,15 +1,12 @@
 //! A whole model as a Hugging Face folder's files: its configuration and its weights, in f32.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-
 use lorafleet_spec::base::{BaseShape, HeadShape};
-use safetensors::tensor::View;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
 use crate::adapter::AdapterError;
 use crate::params::{Layout, WholeTensor};
+use crate::tensor_file::{Tensor, TensorFile, Values};
 
 /// Name of the file that holds a whole model's weights.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -55,39 +52,14 @@ fn classifier(class: &str) -> String {
     format!("{family}ForSequenceClassification")
 }
 
-/// One tensor; its bytes are made when they are written, so that no second copy of the model is in memory.
-struct Entry<'a> {
-    tensor: &'a WholeTensor,
-    values: &'a [f32],
-}
-
-impl View for Entry<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.tensor.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.values.len()
-    }
-}
-
-/// The bytes of `model.safetensors`: every whole tensor of the layout by its name.
-pub(super) fn write(layout: &Layout, weights: &[f32]) -> Vec<u8> {
-    let entry = |tensor: &'_ WholeTensor| tensor.place.clone();
-    let entries = layout
-        .whole()
-        .iter()
-        .map(|tensor| (tensor.name.clone(), Entry { tensor, values: &weights[entry(tensor)] }));
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(entries, Some(metadata)).expect("names are unique and sizes consistent")
+/// `model.safetensors`: every whole tensor of the layout by its name.
+pub(super) fn write<'a>(layout: &Layout, weights: &'a [f32]) -> TensorFile<'a> {
+    let tensor = |whole: &WholeTensor| Tensor {
+        name: whole.name.clone(),
+        shape: whole.shape.clone(),
+        values: Values::Floats(&weights[whole.place.clone()]),
+    };
+    TensorFile::new(layout.whole().iter().map(tensor).collect())
 }
 
 /// Reads what [`write`] wrote into a flat buffer of this layout.
@@ -131,14 +103,17 @@ mod tests {
         layout.push_whole("b.weight", &[2, 3]);
         layout.push_whole("a.bias", &[2]);
         let weights: Vec<f32> = (0..8).map(|i| i as f32 * 0.5).collect();
-        let bytes = write(&layout, &weights);
+        let bytes = write(&layout, &weights).to_vec();
         assert_eq!(read(&layout, &bytes).unwrap(), weights);
-        assert_eq!(bytes, write(&layout, &weights));
+        assert_eq!(bytes, write(&layout, &weights).to_vec());
         let mut other = layout.clone();
         other.push_whole("c", &[1]);
         assert!(read(&other, &bytes).unwrap_err().to_string().contains("c is missing"));
         assert!(
-            read(&layout, &write(&other, &[0.0; 9])).unwrap_err().to_string().contains("3 tensors, not 2")
+            read(&layout, &write(&other, &[0.0; 9]).to_vec())
+                .unwrap_err()
+                .to_string()
+                .contains("3 tensors, not 2")
         );
     }
 

@@ -1,6 +1,7 @@
 //! How the job's evaluations went: the best one so far, and whether to go on. Part of the state, the same on every member.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use lorafleet_spec::job::{EvalSpec, Metric};
 
@@ -106,7 +107,12 @@ impl Trainer {
         let step = self.step();
         let better = self.progress.judge(&self.judge, step, figure);
         if better && self.keeps_best {
-            self.best_weights.clone_from(&self.states.current().weights);
+            let weights = &self.states.current().weights;
+            match Arc::get_mut(&mut self.best_weights) {
+                Some(best) => best.clone_from(weights),
+                // The ones before are still being written.
+                None => self.best_weights = Arc::new(weights.clone()),
+            }
         }
         better
     }
