@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use clap::Parser;
 use lorafleet_telemetry::LogFormat;
 
-use crate::{db::DbConfig, leader::LeaderConfig};
+use crate::{db::DbConfig, leader::LeaderConfig, silence::Patience};
 
 /// Runs jobs on a fleet of workers: the API, the queue and the scheduler of lorafleet.
 #[derive(Clone, Debug, Parser)]
@@ -43,6 +43,11 @@ pub struct Config {
     /// A worker that is silent for this long loses its work.
     #[arg(long, env = "LORAFLEET_LEASE", default_value = "15s", value_parser = humantime::parse_duration)]
     pub lease: Duration,
+
+    /// A gang whose members all fall silent at once is waited for this long (or a lease, if that is longer): it may
+    /// only be cut off, and train on.
+    #[arg(long, env = "LORAFLEET_GANG_SILENCE", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub gang_silence: Duration,
 
     /// Workers send a heartbeat this often; at most a third of the lease.
     #[arg(long, env = "LORAFLEET_HEARTBEAT", default_value = "2s", value_parser = humantime::parse_duration)]
@@ -103,7 +108,12 @@ impl Config {
 
     /// How to schedule.
     pub fn leader(&self) -> LeaderConfig {
-        LeaderConfig { lease: self.lease, poll: self.poll, load_limit: self.load_limit, gather: self.gather }
+        LeaderConfig {
+            patience: Patience { lease: self.lease, gang: self.gang_silence },
+            poll: self.poll,
+            load_limit: self.load_limit,
+            gather: self.gather,
+        }
     }
 }
 

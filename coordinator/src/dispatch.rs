@@ -280,7 +280,7 @@ async fn renew_leases(pool: &PgPool, hub: &Hub) -> Result<(), DbError> {
     }
     let held: HashSet<WorkerId> = fleet::beat(pool, &heard).await?.into_iter().collect();
     for worker in heard.iter().filter(|worker| !held.contains(worker)) {
-        hub.disown(*worker);
+        hub.disown(*worker, fleet::is_superseded(pool, *worker).await?);
     }
     Ok(())
 }

@@ -15,8 +15,20 @@ use crate::{
 /// Registrations of one name that may collide before the call gives up.
 const REGISTER_TRIES: usize = 3;
 
-/// Makes a worker process known, with a fresh lease. An earlier process of that name is gone from now on; whatever it
-/// held is taken from it by the scheduler.
+/// A live worker's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Raised whenever it is heard of.
+    pub counter: i64,
+    /// Its stream ended, and it was not heard of since.
+    pub closed: bool,
+}
+
+/// Makes a worker process known, with a fresh lease. Another process of that name is gone from now on; whatever it
+/// held is taken from it by the scheduler. The same process, still known, stays who it is: it asks again because it
+/// did not get the answer.
 pub async fn register(pool: &PgPool, request: &pb::RegisterWorkerRequest) -> Result<WorkerId, DbError> {
     let mut tries = 0;
     loop {
@@ -33,6 +45,16 @@ async fn register_once(pool: &PgPool, request: &pb::RegisterWorkerRequest) -> Re
     let worker = WorkerId::random();
     let resources = request.resources.clone().unwrap_or_default();
     let mut tx = pool.begin().await?;
+    let known = sqlx::query_scalar!(
+        "select worker_id from workers where name = $1 and state = 'LIVE' and process_id = $2 and $2 <> ''",
+        request.name,
+        request.process_id,
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(known) = known {
+        return Ok(WorkerId(known));
+    }
     sqlx::query!(
         "with earlier as (update workers set state = 'GONE' where name = $1 and state = 'LIVE' returning worker_id)
          delete from worker_leases l using earlier where l.worker_id = earlier.worker_id",
@@ -51,8 +73,8 @@ async fn register_once(pool: &PgPool, request: &pb::RegisterWorkerRequest) -> Re
     .await?;
     sqlx::query!(
         "with made as (
-           insert into workers (worker_id, name, resources, kind, slots, collective_address)
-           values ($1, $2, $3, $4, $5, $6) returning worker_id
+           insert into workers (worker_id, name, resources, kind, slots, collective_address, process_id)
+           values ($1, $2, $3, $4, $5, $6, $7) returning worker_id
          ) insert into worker_leases (worker_id) select worker_id from made",
         worker.0,
         request.name,
@@ -60,6 +82,7 @@ async fn register_once(pool: &PgPool, request: &pb::RegisterWorkerRequest) -> Re
         resources.kind,
         convert::to_i32(resources.slots),
         request.collective_address,
+        request.process_id,
     )
     .execute(&mut *tx)
     .await?;
@@ -73,7 +96,7 @@ pub async fn beat(pool: &PgPool, workers: &[WorkerId]) -> Result<Vec<WorkerId>, 
     let mut ids: Vec<Uuid> = workers.iter().map(|worker| worker.0).collect();
     ids.sort_unstable();
     let held = sqlx::query_scalar!(
-        "update worker_leases set counter = counter + 1 where worker_id = any($1) returning worker_id",
+        "update worker_leases set counter = counter + 1, closed = false where worker_id = any($1) returning worker_id",
         &ids,
     )
     .fetch_all(pool)
@@ -81,10 +104,44 @@ pub async fn beat(pool: &PgPool, workers: &[WorkerId]) -> Result<Vec<WorkerId>, 
     Ok(held.into_iter().map(WorkerId).collect())
 }
 
-/// The counters of all leases.
-pub async fn leases(pool: &PgPool) -> Result<Vec<(WorkerId, i64)>, DbError> {
-    let rows = sqlx::query!("select worker_id, counter from worker_leases").fetch_all(pool).await?;
-    Ok(rows.into_iter().map(|row| (WorkerId(row.worker_id), row.counter)).collect())
+/// Writes down that a worker's stream has ended.
+pub async fn set_closed(pool: &PgPool, worker: WorkerId) -> Result<(), DbError> {
+    sqlx::query!("update worker_leases set closed = true where worker_id = $1", worker.0)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Whether a worker that holds no lease is known to have lost it to another process of its name.
+pub async fn is_superseded(pool: &PgPool, worker: WorkerId) -> Result<bool, DbError> {
+    let superseded = sqlx::query_scalar!(
+        r#"select exists (
+             select 1 from workers old join workers new on new.name = old.name and new.state = 'LIVE'
+             where old.worker_id = $1 and old.state = 'GONE' and old.process_id <> new.process_id
+               and old.process_id <> '' and new.process_id <> ''
+           ) as "superseded!""#,
+        worker.0,
+    );
+    Ok(superseded.fetch_one(pool).await?)
+}
+
+/// All leases.
+pub async fn leases(pool: &PgPool) -> Result<Vec<Lease>, DbError> {
+    let rows = sqlx::query!("select worker_id, counter, closed from worker_leases").fetch_all(pool).await?;
+    let lease = |worker, counter, closed| Lease { worker: WorkerId(worker), counter, closed };
+    Ok(rows.into_iter().map(|row| lease(row.worker_id, row.counter, row.closed)).collect())
+}
+
+/// The workers of each gang that runs, as far as they are there.
+pub async fn gangs(pool: &PgPool) -> Result<Vec<Vec<WorkerId>>, DbError> {
+    let rows = sqlx::query_scalar!(
+        r#"select array_agg(m.worker_id) as "workers!"
+           from assignments m join jobs j on j.job_id = m.job_id and j.attempt = m.attempt and j.state = 'RUNNING'
+           where m.live group by m.job_id"#
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|workers| workers.into_iter().map(WorkerId).collect()).collect())
 }
 
 /// Ends a lease whose counter still stands where it was seen. Returns the worker's name, or nothing when it was heard
@@ -141,6 +198,7 @@ pub async fn free(pool: &PgPool) -> Result<Vec<scheduler::Worker>, DbError> {
     let worker = |(id, kind, slots, taken): (Uuid, String, i32, Vec<i32>)| scheduler::Worker {
         worker: WorkerId(id),
         kind,
+        idle: std::time::Duration::ZERO,
         free: (0..slots).filter(|slot| !taken.contains(slot)).map(convert::to_u32).collect(),
     };
     Ok(rows.into_iter().map(|row| worker((row.worker_id, row.kind, row.slots, row.taken))).collect())

@@ -123,11 +123,11 @@ impl Hub {
     }
 
     /// A worker's lease has ended: it is told, and its stream ends.
-    pub fn disown(&self, worker: WorkerId) {
+    pub fn disown(&self, worker: WorkerId, superseded: bool) {
         let mut connections = self.lock();
         if let Some(connection) = connections.by_worker.remove(&worker) {
             // A full outbox belongs to a worker that does not read; it finds its stream closed.
-            let _ = connection.outbox.try_send(Ok(unknown()));
+            let _ = connection.outbox.try_send(Ok(unknown(superseded)));
         }
         metrics::connected(connections.by_worker.len());
     }
@@ -203,8 +203,8 @@ impl Drop for Seat {
     }
 }
 
-/// Tells a worker that its lease has ended.
-pub fn unknown() -> pb::CoordinatorMessage {
-    let unknown = pb::coordinator_message::Message::Unknown(pb::Unknown { superseded: false });
+/// Tells a worker that its lease has ended; `superseded` when another process has its name now.
+pub fn unknown(superseded: bool) -> pb::CoordinatorMessage {
+    let unknown = pb::coordinator_message::Message::Unknown(pb::Unknown { superseded });
     pb::CoordinatorMessage { message: Some(unknown) }
 }

@@ -17,7 +17,8 @@ use crate::{
     ids::{Fence, JobId, WorkerId},
     leadership::{Candidate, Leadership},
     metrics, queue,
-    scheduler::{self, Decision, Queued},
+    scheduler::{self, Decision, Queued, Times},
+    silence::{self, Patience, Silence},
     stillness::Stillness,
 };
 
@@ -26,11 +27,14 @@ const LEASE_CHECK: Duration = Duration::from_millis(500);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
 
+/// What has joined a running job is not taken from it for an equal one within this time.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// How the scheduler behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaderConfig {
-    /// A worker whose counter stands still for this long loses its lease.
-    pub lease: Duration,
+    /// How long silence is borne.
+    pub patience: Patience,
     /// The queue is looked at this often, hint or not.
     pub poll: Duration,
     /// A gang must be ready within this time.
@@ -104,7 +108,7 @@ impl Leader {
     async fn tick(&mut self, now: Instant) -> Result<(), DbError> {
         // After a pause of its own (stopped, starved) a leader has not watched, so nobody was silent.
         let pause = self.memory.last_tick.replace(now).map(|last| now.duration_since(last));
-        if pause.is_some_and(|pause| pause > self.config.poll + self.config.lease / 3) {
+        if pause.is_some_and(|pause| pause > self.config.poll + self.config.patience.lease / 3) {
             self.memory.leases.reset();
         }
         let Some(leadership) = self.candidate.campaign(&self.pool, now).await? else {
@@ -128,9 +132,17 @@ impl Leader {
     }
 
     async fn end_silent_leases(&mut self, now: Instant) -> Result<(), DbError> {
-        let counters = fleet::leases(&self.pool).await?;
-        for (worker, counter) in self.memory.leases.observe(now, &counters, self.config.lease) {
-            if let Some(name) = fleet::end_lease(&self.pool, worker, counter).await? {
+        let leases = fleet::leases(&self.pool).await?;
+        let counters: Vec<(WorkerId, i64)> =
+            leases.iter().map(|lease| (lease.worker, lease.counter)).collect();
+        let still = self.memory.leases.observe(now, &counters);
+        let silence = |lease: &fleet::Lease| Silence { still: still[&lease.worker], closed: lease.closed };
+        let workers = leases.iter().map(|lease| (lease.worker, silence(lease))).collect();
+        let gangs = fleet::gangs(&self.pool).await?;
+        let ended: HashSet<WorkerId> =
+            silence::ended(&workers, &gangs, self.config.patience).into_iter().collect();
+        for lease in leases.iter().filter(|lease| ended.contains(&lease.worker)) {
+            if let Some(name) = fleet::end_lease(&self.pool, lease.worker, lease.counter).await? {
                 metrics::lease_ended();
                 info!(worker = name, "lease ended");
             }
@@ -179,13 +191,15 @@ impl Leader {
             let since = *self.memory.queued_since.entry(entry.job).or_insert(now);
             queued.push(Queued {
                 job: entry.job,
+                priority: 0,
                 min: entry.min as usize,
                 max: entry.max as usize,
                 waited: now.duration_since(since),
                 kind: entry.kinds.split(", ").next().filter(|kind| !kind.is_empty()).map(str::to_owned),
             });
         }
-        let decisions = scheduler::schedule(&queued, &fleet, self.config.gather);
+        let decisions =
+            scheduler::schedule(&queued, &[], &fleet, Times { gather: self.config.gather, settle: SETTLE });
         for (decision, entry) in decisions.iter().zip(&entries) {
             self.carry_out(leadership, decision, &entry.message).await?;
         }
@@ -211,7 +225,7 @@ impl Leader {
                 queue::explain(&self.pool, *job, reason).await?;
                 self.hub.job_changed(*job);
             }
-            Decision::Wait { .. } => {}
+            Decision::Wait { .. } | Decision::Grow { .. } | Decision::Shrink { .. } => {}
         }
         Ok(())
     }

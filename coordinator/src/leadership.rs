@@ -95,7 +95,8 @@ impl Candidate {
 
     async fn take_over(&mut self, pool: &PgPool, now: Instant) -> Result<Option<Leadership>, DbError> {
         let row = sqlx::query!("select holder, epoch, counter from scheduler_lease").fetch_one(pool).await?;
-        let still = !self.watch.observe(now, &[(row.epoch, row.counter)], PATIENCE).is_empty();
+        let still = self.watch.observe(now, &[(row.epoch, row.counter)]);
+        let still = still.get(&row.epoch).is_some_and(|time| *time >= PATIENCE);
         if row.holder.is_some() && !still {
             return Ok(None);
         }

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod job;
 pub mod leader;
 pub mod scheduler;
+pub mod silence;
 
 mod check;
 mod checkpoints;

@@ -18,23 +18,19 @@ impl<K: Copy + Eq + Hash> Stillness<K> {
         Self { seen: HashMap::new() }
     }
 
-    /// Takes note of all counters as they are at `now`; returns those that were watched standing still for at least
-    /// `limit`. A counter that is not among them any more is forgotten.
-    pub fn observe(&mut self, now: Instant, counters: &[(K, i64)], limit: Duration) -> Vec<(K, i64)> {
+    /// Takes note of all counters as they are at `now`; tells for how long each was watched standing still. A counter
+    /// that is not among them any more is forgotten.
+    pub fn observe(&mut self, now: Instant, counters: &[(K, i64)]) -> HashMap<K, Duration> {
         let mut next = HashMap::with_capacity(counters.len());
-        let mut still = Vec::new();
         for (key, counter) in counters {
             let since = match self.seen.get(key) {
                 Some((before, since)) if before == counter => *since,
                 _ => now,
             };
-            if now.duration_since(since) >= limit {
-                still.push((*key, *counter));
-            }
             next.insert(*key, (*counter, since));
         }
         self.seen = next;
-        still
+        self.seen.iter().map(|(key, (_, since))| (*key, now.duration_since(*since))).collect()
     }
 
     /// Forgets everything: the watch begins anew, because for a while nothing could be seen.
@@ -49,32 +45,34 @@ mod tests {
 
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(15);
-
     #[test]
-    fn a_lease_ends_after_one_whole_lease_of_watching() {
+    fn only_what_was_watched_counts() {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
         let mut watch = Stillness::new();
-        assert!(watch.observe(at(0), &[("a", 7), ("b", 1)], LIMIT).is_empty());
-        assert!(watch.observe(at(10), &[("a", 7), ("b", 2)], LIMIT).is_empty());
-        assert_eq!(watch.observe(at(15), &[("a", 7), ("b", 2)], LIMIT), [("a", 7)]);
+        let mut still = |s, counters: &[(&'static str, i64)]| {
+            let still = watch.observe(at(s), counters);
+            (still["a"].as_secs(), still["b"].as_secs())
+        };
+        assert_eq!(still(0, &[("a", 7), ("b", 1)]), (0, 0));
+        assert_eq!(still(10, &[("a", 7), ("b", 2)]), (10, 0));
+        assert_eq!(still(15, &[("a", 7), ("b", 2)]), (15, 5));
         watch.reset();
-        assert!(watch.observe(at(100), &[("a", 7), ("b", 2)], LIMIT).is_empty(), "a new watch, a new lease");
+        assert_eq!(watch.observe(at(100), &[("a", 7)])["a"], Duration::ZERO, "a new watch, a new lease");
     }
 
     proptest! {
-        /// Whatever the course of observations: what is called still was seen with that value for the whole limit.
+        /// Whatever the course of observations: a counter was seen with its value for as long as it is called still.
         #[test]
-        fn only_the_still_are_called_still(steps in prop::collection::vec((0u64..8, 0i64..3), 1..40)) {
+        fn stillness_is_the_time_since_the_value_was_first_seen(steps in prop::collection::vec((0u64..8, 0i64..3), 1..40)) {
             let mut watch = Stillness::new();
             let (mut now, mut history) = (Instant::now(), Vec::new());
             for (seconds, counter) in steps {
                 now += Duration::from_secs(seconds);
                 history.push((now, counter));
-                let still = !watch.observe(now, &[(0u8, counter)], LIMIT).is_empty();
+                let still = watch.observe(now, &[(0u8, counter)])[&0];
                 let since = history.iter().rev().take_while(|(_, c)| *c == counter).last().expect("just pushed").0;
-                prop_assert_eq!(still, now.duration_since(since) >= LIMIT);
+                prop_assert_eq!(still, now.duration_since(since));
             }
         }
     }

@@ -1,6 +1,9 @@
 //! The Fleet service: registration, one stream a worker, the list of workers.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use futures::Stream;
 use lorafleet_proto::{GANG_PROTOCOL_VERSION, v1 as pb};
@@ -116,8 +119,9 @@ async fn take_in(
     }
     let worker: WorkerId = first.worker_id.parse()?;
     if within(fleet::beat(&services.pool, &[worker])).await?.is_empty() {
+        let superseded = within(fleet::is_superseded(&services.pool, worker)).await?;
         // A worker that is gone meanwhile reads it or not; either way the stream ends.
-        let _ = outbox.send(Ok(hub::unknown())).await;
+        let _ = outbox.send(Ok(hub::unknown(superseded))).await;
         return Ok(());
     }
     let seat = services.hub.connect(worker, outbox.clone());
@@ -125,6 +129,7 @@ async fn take_in(
         Intake { pool: &services.pool, hub: &services.hub, seat: &seat, worker, draining: false };
     let (mut next, mut new) = (Some(first), true);
     while let Some(message) = next {
+        let heard = Instant::now();
         if message.worker_id != worker.to_string() {
             return Err(IntakeError::Invalid("worker_id changed within a stream".to_owned()));
         }
@@ -139,18 +144,28 @@ async fn take_in(
                 services.hub.want_dispatch();
             }
         }
-        next = tokio::select! {
+        let read = tokio::select! {
             read = tokio::time::timeout(services.terms.lease, inbound.message()) => {
-                read.map_err(|_| silent())?.map_err(broken)?
+                read.map_err(|_| silent())?
             }
-            () = outbox.closed() => None,
+            () = outbox.closed() => Ok(None),
         };
+        if !matches!(read, Ok(Some(_))) && closed_by_worker(&services, heard) {
+            within(fleet::set_closed(&services.pool, worker)).await?;
+        }
+        next = read.map_err(broken)?;
     }
     if intake.draining {
         within(fleet::leave(&services.pool, worker)).await?;
         services.hub.want_scheduler();
     }
     Ok(())
+}
+
+/// Whether a stream that ended is a sign of its worker's end. Not when this coordinator ends, and not when the worker
+/// had been silent before: then its connection was given up, not closed.
+fn closed_by_worker(services: &Services, heard: Instant) -> bool {
+    !services.shutdown.is_cancelled() && heard.elapsed() < services.terms.lease / 2
 }
 
 type Answer<T> = Result<Response<T>, Status>;

@@ -1,0 +1,109 @@
+//! What a waiting job takes from running ones.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
+
+use super::{Decision, Gang, Queued, Seat, Standing, Worker};
+use crate::ids::{JobId, WorkerId};
+
+/// Busy workers that come free, and those that could be made to.
+pub(super) struct Supply<'a> {
+    gangs: &'a [Gang],
+    /// Workers that take work.
+    takes_work: HashSet<WorkerId>,
+    settle: Duration,
+    /// Workers about to come free that nobody in the queue counts on yet.
+    coming: BTreeSet<WorkerId>,
+    /// What is asked for in this decision: gang, place, for whom.
+    taken: Vec<(usize, u32, JobId)>,
+}
+
+impl<'a> Supply<'a> {
+    /// What `gangs` hold.
+    pub(super) fn new(gangs: &'a [Gang], fleet: &[Worker], settle: Duration) -> Self {
+        let takes_work: HashSet<WorkerId> = fleet.iter().map(|worker| worker.worker).collect();
+        let leaving = gangs.iter().flat_map(|gang| {
+            let ends = gang.standing == Standing::Ending;
+            gang.seats.iter().filter(move |seat| ends || seat.leaving).map(|seat| seat.worker)
+        });
+        let coming = leaving.filter(|worker| takes_work.contains(worker)).collect();
+        Self { gangs, takes_work, settle, coming, taken: Vec::new() }
+    }
+
+    /// Finds the workers that `job` lacks beside the `reserved` ones: among those that come free, then by taking.
+    /// False, and nothing is taken, when there are not enough.
+    pub(super) fn cover(&mut self, job: &Queued, reserved: &BTreeSet<WorkerId>) -> bool {
+        let mut workers = reserved.clone();
+        for worker in &self.coming {
+            if workers.len() < job.min {
+                workers.insert(*worker);
+            }
+        }
+        let before = self.taken.len();
+        while workers.len() < job.min {
+            let Some((gang, seat)) = self.next_victim(job, &workers) else {
+                self.taken.truncate(before);
+                return false;
+            };
+            workers.insert(seat.worker);
+            self.taken.push((gang, seat.place, job.job));
+        }
+        self.coming.retain(|worker| !workers.contains(worker));
+        true
+    }
+
+    /// The place to take next: of the lowest priority, then of the gang with most above its minimum, then of the
+    /// youngest gang; its newest place that helps.
+    fn next_victim(&self, job: &Queued, workers: &BTreeSet<WorkerId>) -> Option<(usize, Seat)> {
+        let mut order: Vec<(i32, Reverse<usize>, Reverse<usize>)> = self
+            .gangs
+            .iter()
+            .enumerate()
+            .filter(|(_, gang)| gang.priority <= job.priority && gang.standing != Standing::Ending)
+            .map(|(i, gang)| (gang.priority, Reverse(self.above_min(i)), Reverse(i)))
+            .filter(|(_, above, _)| above.0 > 0)
+            .collect();
+        order.sort_unstable();
+        order.into_iter().find_map(|(.., Reverse(i))| {
+            let gang = &self.gangs[i];
+            let helps = |seat: &&Seat| {
+                self.stays(i, seat)
+                    && self.takes_work.contains(&seat.worker)
+                    && !workers.contains(&seat.worker)
+                    && (gang.priority < job.priority
+                        || seat.joined.is_none_or(|joined| joined >= self.settle))
+            };
+            gang.seats.iter().filter(helps).max_by_key(|seat| seat.place).map(|seat| (i, *seat))
+        })
+    }
+
+    /// Places of a gang that could be taken without going below its minimum.
+    fn above_min(&self, i: usize) -> usize {
+        let gang = &self.gangs[i];
+        gang.seats.iter().filter(|seat| self.stays(i, seat)).count().saturating_sub(gang.min)
+    }
+
+    fn stays(&self, i: usize, seat: &Seat) -> bool {
+        !seat.leaving && !self.taken.iter().any(|(gang, place, _)| *gang == i && *place == seat.place)
+    }
+
+    /// One decision for each gang and job that takes from it.
+    pub(super) fn into_decisions(self) -> Vec<Decision> {
+        let mut shrinks: Vec<(usize, JobId, Vec<u32>)> = Vec::new();
+        for (gang, place, for_job) in self.taken {
+            match shrinks.iter_mut().find(|(g, j, _)| *g == gang && *j == for_job) {
+                Some((.., places)) => places.push(place),
+                None => shrinks.push((gang, for_job, vec![place])),
+            }
+        }
+        let decision = |(gang, for_job, places): (usize, JobId, Vec<u32>)| Decision::Shrink {
+            job: self.gangs[gang].job,
+            places,
+            for_job,
+        };
+        shrinks.into_iter().map(decision).collect()
+    }
+}
