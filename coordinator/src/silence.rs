@@ -26,7 +26,11 @@ pub struct Silence {
 }
 
 /// The workers whose leases end now, in no order. `gangs` names the members of each gang that are still there.
-pub fn ended<K: Copy + Eq + Hash>(workers: &HashMap<K, Silence>, gangs: &[Vec<K>], patience: Patience) -> Vec<K> {
+pub fn ended<K: Copy + Eq + Hash>(
+    workers: &HashMap<K, Silence>,
+    gangs: &[Vec<K>],
+    patience: Patience,
+) -> Vec<K> {
     let mut waited_for: HashMap<K, bool> = HashMap::new();
     for gang in gangs {
         let wait = is_waited_for(workers, gang, patience);
@@ -39,7 +43,11 @@ pub fn ended<K: Copy + Eq + Hash>(workers: &HashMap<K, Silence>, gangs: &[Vec<K>
         Some(true) => patience.gang.max(patience.lease),
         Some(false) | None => patience.lease,
     };
-    workers.iter().filter(|(worker, silence)| silence.still >= limit(worker)).map(|(worker, _)| *worker).collect()
+    workers
+        .iter()
+        .filter(|(worker, silence)| silence.still >= limit(worker))
+        .map(|(worker, _)| *worker)
+        .collect()
 }
 
 /// All of it may be cut off. A live worker is heard of at least every third of a lease, so half a lease tells those
@@ -90,7 +98,11 @@ mod tests {
     #[test]
     fn closed_connections_idle_workers_and_gangs_of_one_have_a_plain_lease() {
         assert_eq!(end(&[('a', closed(15)), ('b', closed(15))], &["ab"]), "ab");
-        assert_eq!(end(&[('a', closed(15)), ('b', silent(15))], &["ab"]), "", "b may go on, and knows about a");
+        assert_eq!(
+            end(&[('a', closed(15)), ('b', silent(15))], &["ab"]),
+            "",
+            "b may go on, and knows about a"
+        );
         assert_eq!(end(&[('a', silent(15)), ('b', silent(15))], &["a"]), "ab");
     }
 
