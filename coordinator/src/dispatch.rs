@@ -302,7 +302,7 @@ mod tests {
         Held {
             worker: WorkerId::random(),
             job: JobId::new(),
-            fence: Fence::open(1),
+            fence: Fence::loading(1).next(0),
             index: 0,
             world_size: 1,
             state,

@@ -64,7 +64,7 @@ async fn try_start(
     }
     let Some((state, before)) = queue::lock(&mut tx, job).await? else { return Ok(false) };
     let Ok(change) = state.on(Cause::Started) else { return Ok(false) };
-    let fence = Fence::open(before.attempt + 1);
+    let fence = Fence::loading(before.attempt + 1).next(0);
     if !queue::transition(&mut tx, job, change, "").await? {
         return Ok(false);
     }

@@ -13,6 +13,10 @@ pub struct JobId(pub Uuid);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub Uuid);
 
+/// A worker's seat in an attempt: from 1, growing within the attempt, never given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PlaceNo(pub u32);
+
 /// A resource name or id that has not the form it should have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{given}` is not a {what}; its form is `{form}`")]
@@ -27,9 +31,9 @@ pub struct NameError {
 pub struct Fence {
     /// The attempt, from 1.
     pub attempt: u32,
-    /// The generation within the attempt, from 1.
+    /// The generation within the attempt, from 1; 0 while its members load.
     pub generation: u32,
-    /// The generation's random id: 16 lower-case hex digits.
+    /// The generation's random id: 16 lower-case hex digits; empty while its members load.
     pub generation_id: String,
 }
 
@@ -89,13 +93,34 @@ impl fmt::Display for WorkerId {
     }
 }
 
+// === impl PlaceNo ===
+
+impl PlaceNo {
+    /// As the database keeps it.
+    pub(crate) fn to_i32(self) -> i32 {
+        i32::try_from(self.0).unwrap_or(i32::MAX)
+    }
+}
+
+impl fmt::Display for PlaceNo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 // === impl Fence ===
 
 impl Fence {
-    /// The first generation of an attempt, with a new random id.
-    pub fn open(attempt: u32) -> Self {
+    /// An attempt before its first generation.
+    pub fn loading(attempt: u32) -> Self {
+        Self { attempt, generation: 0, generation_id: String::new() }
+    }
+
+    /// The generation after this one and after generation `above`, with a new random id.
+    pub fn next(&self, above: u32) -> Self {
         let (high, low) = Uuid::new_v4().as_u64_pair();
-        Self { attempt, generation: 1, generation_id: format!("{:016x}", high ^ low) }
+        let generation = self.generation.max(above).saturating_add(1);
+        Self { attempt: self.attempt, generation, generation_id: format!("{:016x}", high ^ low) }
     }
 
     /// The attempt as the database keeps it.
@@ -144,8 +169,9 @@ mod tests {
 
     #[test]
     fn generation_ids_are_sixteen_hex_digits_and_differ() {
-        let (a, b) = (Fence::open(1), Fence::open(1));
+        let (a, b) = (Fence::loading(1).next(0), Fence::loading(1).next(0));
         assert_ne!(a, b);
+        assert_eq!((a.generation, a.next(0).generation, a.next(7).generation), (1, 2, 8));
         assert!(a.generation_id.len() == 16 && a.generation_id.chars().all(|c| c.is_ascii_hexdigit()));
     }
 }

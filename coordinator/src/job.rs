@@ -103,6 +103,8 @@ pub enum MemberOutcome {
     Released,
     /// It stopped because it was told to.
     Stopped,
+    /// The gang went on without it.
+    Expelled,
 }
 
 /// The next count of infrastructure failures, and whether it exhausts the job's patience, after an attempt was lost.
@@ -260,7 +262,8 @@ impl Phase {
 
 impl MemberOutcome {
     /// All outcomes.
-    pub const ALL: [Self; 5] = [Self::Succeeded, Self::Failed, Self::Lost, Self::Released, Self::Stopped];
+    pub const ALL: [Self; 6] =
+        [Self::Succeeded, Self::Failed, Self::Lost, Self::Released, Self::Stopped, Self::Expelled];
 
     /// As the database keeps it.
     pub fn as_str(self) -> &'static str {
@@ -270,6 +273,7 @@ impl MemberOutcome {
             Self::Lost => "LOST",
             Self::Released => "RELEASED",
             Self::Stopped => "STOPPED",
+            Self::Expelled => "EXPELLED",
         }
     }
 

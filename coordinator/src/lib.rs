@@ -11,6 +11,7 @@ pub mod db;
 pub mod ids;
 pub mod job;
 pub mod leader;
+pub mod membership;
 pub mod scheduler;
 pub mod silence;
 
