@@ -110,21 +110,33 @@ pub async fn expired(tx: &mut PgConnection, job: JobId) -> Result<Vec<String>, D
     Ok(expired)
 }
 
-/// The whole checkpoints that an attempt may resume from, newest first: those of earlier attempts. The list is the
-/// same for every member and at every repetition, since no row of an earlier attempt is added once a gang trains.
-pub async fn resumable(pool: &PgPool, job: JobId, attempt: u32) -> Result<Vec<pb::Checkpoint>, DbError> {
+/// The whole checkpoints that a generation may resume from when no member holds a state, newest first: those of earlier
+/// generations. Members may see different lists, where a late row comes between; they agree on who is ahead anyway.
+pub async fn resumable(pool: &PgPool, job: JobId, fence: &Fence) -> Result<Vec<pb::Checkpoint>, DbError> {
     let rows = sqlx::query_as!(
         CheckpointRow,
         r#"select name, step, create_time, files as "files: Json<Vec<pb::CheckpointFile>>", manifest_sha256, final, best
-           from checkpoints where job_id = $1 and not expired and attempt < $2
-           order by step desc, attempt desc limit $3"#,
+           from checkpoints where job_id = $1 and not expired and (attempt, generation) < ($2, $3)
+           order by step desc, attempt desc, generation desc limit $4"#,
         job.0,
-        convert::to_i32(attempt),
+        fence.attempt_i32(),
+        fence.generation_i32(),
         RESUME as i64,
     )
     .fetch_all(pool)
     .await?;
     Ok(rows.into_iter().map(|row| row.message(job)).collect())
+}
+
+/// The step of the newest whole checkpoint; 0 without one.
+pub async fn newest_step(tx: &mut PgConnection, job: JobId) -> Result<u64, DbError> {
+    let step = sqlx::query_scalar!(
+        r#"select coalesce(max(step), 0) as "step!" from checkpoints where job_id = $1 and not expired"#,
+        job.0,
+    )
+    .fetch_one(tx)
+    .await?;
+    Ok(convert::to_u64(step))
 }
 
 /// At most `limit` checkpoints of a job before an id, newest first: ids begin with the step.

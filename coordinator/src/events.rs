@@ -24,14 +24,14 @@ pub struct Event<'a> {
     pub message: String,
     /// The gang it belongs to.
     pub fence: Option<&'a Fence>,
-    /// Index and sequence number of the member that reported it.
-    pub reported: Option<(u32, u64)>,
+    /// What makes it unique within the attempt, where members report it.
+    pub key: Option<&'a str>,
 }
 
 impl<'a> Event<'a> {
     /// An event of the coordinator's own.
     pub fn new(kind: &'a str, message: impl Into<String>, fence: Option<&'a Fence>) -> Self {
-        Self { kind, message: message.into(), fence, reported: None }
+        Self { kind, message: message.into(), fence, key: None }
     }
 }
 
@@ -39,43 +39,34 @@ impl<'a> Event<'a> {
 /// the transaction ends: no number is used twice, none is left out.
 pub async fn append(tx: &mut PgConnection, job: JobId, event: Event<'_>) -> Result<(), DbError> {
     let (attempt, generation) = event.fence.map_or((0, 0), |f| (f.attempt_i32(), f.generation_i32()));
-    let (reporter, sequence) = match event.reported {
-        Some((index, sequence)) => (Some(convert::to_i32(index)), Some(convert::to_i64(sequence))),
-        None => (None, None),
-    };
     sqlx::query!(
         "with numbered as (update jobs set last_event = last_event + 1 where job_id = $1 returning last_event)
-         insert into job_events (job_id, number, kind, message, attempt, generation, reporter, sequence)
-         select $1, last_event, $2, $3, $4, $5, $6, $7 from numbered",
+         insert into job_events (job_id, number, kind, message, attempt, generation, key)
+         select $1, last_event, $2, $3, $4, $5, $6 from numbered",
         job.0,
         text(event.kind, MAX_KIND),
         text(&event.message, MAX_MESSAGE),
         attempt,
         generation,
-        reporter,
-        sequence,
+        event.key,
     )
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Whether a member's report is stored already. The caller holds the job's lock.
+/// Whether an event with this key is stored already. The caller holds the job's lock.
 pub async fn is_reported(
     tx: &mut PgConnection,
     job: JobId,
-    fence: &Fence,
-    index: u32,
-    sequence: u64,
+    attempt: u32,
+    key: &str,
 ) -> Result<bool, DbError> {
     let found = sqlx::query_scalar!(
-        r#"select exists (select 1 from job_events where job_id = $1 and attempt = $2 and generation = $3
-                          and reporter = $4 and sequence = $5) as "found!""#,
+        r#"select exists (select 1 from job_events where job_id = $1 and attempt = $2 and key = $3) as "found!""#,
         job.0,
-        fence.attempt_i32(),
-        fence.generation_i32(),
-        convert::to_i32(index),
-        convert::to_i64(sequence),
+        convert::to_i32(attempt),
+        key,
     )
     .fetch_one(tx)
     .await?;

@@ -66,7 +66,7 @@ async fn register_once(pool: &PgPool, request: &pb::RegisterWorkerRequest) -> Re
     sqlx::query!(
         "delete from workers w where w.name = $1 and w.state = 'GONE'
            and w.number < (select max(number) from workers where name = $1)
-           and not exists (select 1 from assignments m where m.worker_id = w.worker_id and m.live)",
+           and not exists (select 1 from places m where m.worker_id = w.worker_id and m.live)",
         request.name,
     )
     .execute(&mut *tx)
@@ -136,7 +136,7 @@ pub async fn leases(pool: &PgPool) -> Result<Vec<Lease>, DbError> {
 pub async fn gangs(pool: &PgPool) -> Result<Vec<Vec<WorkerId>>, DbError> {
     let rows = sqlx::query_scalar!(
         r#"select array_agg(m.worker_id) as "workers!"
-           from assignments m join jobs j on j.job_id = m.job_id and j.attempt = m.attempt and j.state = 'RUNNING'
+           from places m join jobs j on j.job_id = m.job_id and j.attempt = m.attempt and j.state = 'RUNNING'
            where m.live group by m.job_id"#
     )
     .fetch_all(pool)
@@ -164,7 +164,7 @@ pub async fn leave(pool: &PgPool, worker: WorkerId) -> Result<(), DbError> {
         "with ended as (
            delete from worker_leases l using workers w
            where l.worker_id = $1 and w.worker_id = $1 and w.draining
-             and not exists (select 1 from assignments m where m.worker_id = $1 and m.live)
+             and not exists (select 1 from places m where m.worker_id = $1 and m.live)
            returning l.worker_id
          ) update workers w set state = 'GONE' from ended where w.worker_id = ended.worker_id",
         worker.0,
@@ -190,7 +190,7 @@ pub async fn set_draining(pool: &PgPool, worker: WorkerId, draining: bool) -> Re
 pub async fn free(pool: &PgPool) -> Result<Vec<scheduler::Worker>, DbError> {
     let rows = sqlx::query!(
         r#"select w.worker_id, w.kind, w.slots,
-                  array(select m.slot from assignments m where m.worker_id = w.worker_id and m.live) as "taken!"
+                  array(select m.slot from places m where m.worker_id = w.worker_id and m.live) as "taken!"
            from workers w where w.state = 'LIVE' and not w.draining order by w.number"#
     )
     .fetch_all(pool)
@@ -221,7 +221,7 @@ pub async fn list(pool: &PgPool, after: (bool, i64), limit: u32) -> Result<Vec<W
         ListedWorker,
         r#"select w.number, w.name, w.state = 'GONE' as "gone!", w.draining,
                   w.resources as "resources: Json<pb::WorkerResources>", w.collective_address, w.register_time,
-                  array(select m.job_id from assignments m where m.worker_id = w.worker_id and m.live
+                  array(select m.job_id from places m where m.worker_id = w.worker_id and m.live
                         order by m.slot) as "jobs!"
            from workers w where (w.state = 'GONE', w.number) > ($1, $2)
            order by (w.state = 'GONE'), w.number limit $3"#,

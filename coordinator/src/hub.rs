@@ -3,14 +3,18 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use lorafleet_proto::v1 as pb;
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::{
+    sync::{Notify, broadcast, mpsc},
+    time::Instant,
+};
 use tonic::Status;
 
 use crate::{
-    ids::{Fence, JobId, WorkerId},
+    ids::{Fence, JobId, RunId, WorkerId},
     metrics,
 };
 
@@ -29,6 +33,8 @@ pub struct Hub {
     changes: broadcast::Sender<JobId>,
     scheduler: Notify,
     dispatch: Notify,
+    /// Since when gangs wait for the rest of their members to part, by this process's clock.
+    waiting: Mutex<HashMap<JobId, (Fence, Instant)>>,
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +50,8 @@ struct Connection {
     id: u64,
     outbox: mpsc::Sender<Outbound>,
     heartbeats: u64,
-    running: HashSet<(JobId, Fence)>,
+    running: HashMap<RunId, Fence>,
+    begun: HashMap<RunId, (Fence, u64)>,
 }
 
 /// A worker's stream as it stood at one moment.
@@ -58,8 +65,10 @@ pub struct Connected {
     pub outbox: mpsc::Sender<Outbound>,
     /// Heartbeats on this stream so far.
     pub heartbeats: u64,
-    /// What it says that it runs.
-    pub running: HashSet<(JobId, Fence)>,
+    /// What it says that it runs, and under which fence.
+    pub running: HashMap<RunId, Fence>,
+    /// The generations that it was told to begin, and at which heartbeat.
+    pub begun: HashMap<RunId, (Fence, u64)>,
 }
 
 /// A stream's place in the hub; given up when dropped.
@@ -78,6 +87,7 @@ impl Hub {
             changes: broadcast::Sender::new(CHANGES),
             scheduler: Notify::new(),
             dispatch: Notify::new(),
+            waiting: Mutex::default(),
         })
     }
 
@@ -86,7 +96,8 @@ impl Hub {
         let mut connections = self.lock();
         connections.next += 1;
         let id = connections.next;
-        let connection = Connection { id, outbox, heartbeats: 0, running: HashSet::new() };
+        let connection =
+            Connection { id, outbox, heartbeats: 0, running: HashMap::new(), begun: HashMap::new() };
         connections.by_worker.insert(worker, connection);
         metrics::connected(connections.by_worker.len());
         drop(connections);
@@ -102,6 +113,7 @@ impl Hub {
             outbox: c.outbox.clone(),
             heartbeats: c.heartbeats,
             running: c.running.clone(),
+            begun: c.begun.clone(),
         };
         connections.by_worker.iter().map(stream).collect()
     }
@@ -111,12 +123,48 @@ impl Hub {
         std::mem::take(&mut self.lock().heard).into_iter().collect()
     }
 
+    /// Whether a worker's stream is open, here.
+    pub fn is_connected(&self, worker: WorkerId) -> bool {
+        self.lock().by_worker.contains_key(&worker)
+    }
+
+    /// Tells a worker to begin a generation, and notes that it was told. False: it is not connected here, or does not
+    /// read; it is told again.
+    pub fn begin(&self, worker: WorkerId, run: RunId, fence: &Fence, begin: pb::Begin) -> bool {
+        let message = pb::coordinator_message::Message::Begin(begin);
+        let mut connections = self.lock();
+        let Some(connection) = connections.by_worker.get_mut(&worker) else { return false };
+        let sent = connection.outbox.try_send(Ok(pb::CoordinatorMessage { message: Some(message) })).is_ok();
+        if sent {
+            connection.begun.retain(|other, _| other.job != run.job);
+            connection.begun.insert(run, (fence.clone(), connection.heartbeats));
+        }
+        sent
+    }
+
+    /// How long a gang has waited for its members to part from the generation under `fence`, as far as this process
+    /// knows; it begins to count when it is first asked.
+    pub fn waited(&self, job: JobId, fence: &Fence) -> Duration {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let entry = waiting.entry(job).or_insert_with(|| (fence.clone(), now));
+        if entry.0 != *fence {
+            *entry = (fence.clone(), now);
+        }
+        now.duration_since(entry.1)
+    }
+
+    /// A gang waits no longer.
+    pub fn forget_waiting(&self, job: JobId) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&job);
+    }
+
     /// Tells all other members of a gang that are connected here. A full outbox passes it over: what matters is said
     /// again to whoever asks again.
-    pub fn tell_others(&self, sender: WorkerId, job: JobId, fence: &Fence, message: &pb::CoordinatorMessage) {
-        let place = (job, fence.clone());
+    pub fn tell_others(&self, sender: WorkerId, job: JobId, attempt: u32, message: &pb::CoordinatorMessage) {
         for (worker, connection) in &self.lock().by_worker {
-            if *worker != sender && connection.running.contains(&place) {
+            let runs_it = connection.running.keys().any(|run| run.job == job && run.attempt == attempt);
+            if *worker != sender && runs_it {
                 let _ = connection.outbox.try_send(Ok(message.clone()));
             }
         }
@@ -170,21 +218,28 @@ impl Hub {
 }
 
 impl Seat {
+    /// Whose stream it is.
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
     /// A heartbeat came, with what the worker runs.
-    pub fn heard(&self, running: HashSet<(JobId, Fence)>) {
+    pub fn heard(&self, running: HashMap<RunId, Fence>) {
         let mut connections = self.hub.lock();
         connections.heard.insert(self.worker);
         if let Some(connection) = self.own(&mut connections) {
             connection.heartbeats += 1;
+            connection.begun.retain(|run, _| running.contains_key(run));
             connection.running = running;
         }
     }
 
     /// The worker said that its part in a job is over: it no longer runs it, whatever the last heartbeat said.
-    pub fn finished(&self, job: JobId, fence: &Fence) {
+    pub fn finished(&self, run: RunId) {
         let mut connections = self.hub.lock();
         if let Some(connection) = self.own(&mut connections) {
-            connection.running.remove(&(job, fence.clone()));
+            connection.running.remove(&run);
+            connection.begun.remove(&run);
         }
     }
 

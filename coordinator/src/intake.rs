@@ -9,10 +9,11 @@ use tracing::{debug, info};
 
 use crate::{
     db::{DbError, within},
-    fleet,
-    gang::{self, Fenced},
+    dispatch, fleet,
+    gang::{self, Conductor, Fenced, Finish},
     hub::{Hub, Seat},
-    ids::{Fence, JobId, NameError, WorkerId},
+    ids::{Fence, JobId, NameError, PlaceNo, RunId, WorkerId},
+    job::AttemptState,
     metrics, points, queue,
 };
 
@@ -21,6 +22,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Jobs that one heartbeat may list.
 const MAX_RUNNING: usize = 1024;
+/// Suspicions that one parting may name.
+const MAX_SUSPICIONS: usize = 4096;
+/// Longest key of an event, in bytes.
+const MAX_KEY: usize = 256;
 
 /// Why a stream cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,8 @@ pub struct Intake<'a> {
     pub pool: &'a PgPool,
     /// Who is woken.
     pub hub: &'a Hub,
+    /// What moves gangs on.
+    pub conductor: &'a Conductor,
     /// The stream's place there.
     pub seat: &'a Seat,
     /// The worker.
@@ -78,8 +85,8 @@ impl Intake<'_> {
             Up::Progress(progress) => self.progress(progress).await,
             Up::CheckpointWritten(written) => self.checkpoint(written).await,
             Up::ReportEvent(report) => self.event(report).await,
+            Up::Parted(parted) => self.parted(parted).await,
             Up::Finished(finished) => self.finished(finished).await,
-            Up::Parted(_) => Err(IntakeError::Invalid("gangs do not change yet".to_owned())),
         }
     }
 
@@ -87,8 +94,11 @@ impl Intake<'_> {
         if heartbeat.running.len() > MAX_RUNNING {
             return Err(IntakeError::Invalid(format!("a heartbeat lists more than {MAX_RUNNING} jobs")));
         }
-        let running = heartbeat.running.iter().map(|running| named(&running.job, running.fence.as_ref()));
-        self.seat.heard(running.collect::<Result<_, _>>()?);
+        let running = heartbeat.running.iter().map(|running| {
+            let (job, fence) = named(&running.job, running.fence.as_ref())?;
+            Ok((RunId { job, attempt: fence.attempt, place: PlaceNo(running.place) }, fence))
+        });
+        self.seat.heard(running.collect::<Result<_, IntakeError>>()?);
         if heartbeat.draining != self.draining {
             fleet::set_draining(self.pool, self.worker, heartbeat.draining).await?;
             self.draining = heartbeat.draining;
@@ -99,11 +109,33 @@ impl Intake<'_> {
 
     async fn ready(&self, ready: &pb::Ready) -> Result<Vec<Down>, IntakeError> {
         let (job, fence) = named(&ready.job, ready.fence.as_ref())?;
-        if !queue::set_ready(self.pool, self.worker, job, &fence, ready).await? {
-            return self.refuse("ready", job, &fence).await;
+        let run = RunId { job, attempt: fence.attempt, place: PlaceNo(ready.place) };
+        if !queue::set_ready(self.pool, self.worker, run, ready).await? {
+            return self.refuse("ready", run, &fence).await;
         }
+        self.conductor.advance(job).await?;
         self.hub.want_dispatch();
         Ok(Vec::new())
+    }
+
+    async fn parted(&self, parted: &pb::Parted) -> Result<Vec<Down>, IntakeError> {
+        let (job, fence) = named(&parted.job, parted.fence.as_ref())?;
+        if parted.suspicions.len() > MAX_SUSPICIONS {
+            return Err(IntakeError::Invalid(format!(
+                "a parting names more than {MAX_SUSPICIONS} suspicions"
+            )));
+        }
+        let moment = self.conductor.moment();
+        let (worker, run) =
+            (self.worker, RunId { job, attempt: fence.attempt, place: PlaceNo(parted.place) });
+        match gang::parted(self.pool, moment, worker, job, &fence, parted).await? {
+            Fenced::Stale => self.refuse("parted", run, &fence).await,
+            Fenced::Done(advance) => {
+                debug!(%run, %fence, step = parted.step, polite = parted.polite, parted.message, "member parted");
+                self.conductor.follow(job, advance).await?;
+                Ok(Vec::new())
+            }
+        }
     }
 
     async fn progress(&self, progress: &pb::Progress) -> Result<Vec<Down>, IntakeError> {
@@ -118,15 +150,13 @@ impl Intake<'_> {
             return Ok(Vec::new());
         };
         match points::store(self.pool, self.worker, job, &fence, &progress.points).await? {
-            Fenced::Stale => self.refuse("progress", job, &fence).await,
+            Fenced::Stale => self.refuse("progress", any_place(job, &fence), &fence).await,
             Fenced::Done(news) => {
                 metrics::steps(news.steps, news.tokens);
                 self.hub.job_changed(job);
                 // Every member keeps points until it knows that they are stored, so all are told.
                 let ack = Down::ProgressAck(pb::ProgressAck { job: job.name(), step });
-                let message = pb::CoordinatorMessage { message: Some(ack.clone()) };
-                self.hub.tell_others(self.worker, job, &fence, &message);
-                Ok(vec![ack])
+                Ok(vec![self.tell_all(job, &fence, ack)])
             }
         }
     }
@@ -137,7 +167,7 @@ impl Intake<'_> {
             return Err(IntakeError::Invalid("CheckpointWritten names no checkpoint".to_owned()));
         };
         match gang::checkpoint_written(self.pool, self.worker, job, &fence, checkpoint).await? {
-            Fenced::Stale => self.refuse("checkpoint", job, &fence).await,
+            Fenced::Stale => self.refuse("checkpoint", any_place(job, &fence), &fence).await,
             Fenced::Done(expired) => {
                 self.hub.job_changed(job);
                 let name = |id: String| format!("{}/checkpoints/{id}", job.name());
@@ -152,16 +182,23 @@ impl Intake<'_> {
 
     async fn event(&self, report: &pb::ReportEvent) -> Result<Vec<Down>, IntakeError> {
         let (job, fence) = named(&report.job, report.fence.as_ref())?;
+        if report.key.is_empty() || report.key.len() > MAX_KEY || report.key.contains('\0') {
+            return Err(IntakeError::Invalid(format!(
+                "an event's key must have 1 to {MAX_KEY} bytes, without NUL"
+            )));
+        }
         match gang::report(self.pool, self.worker, job, &fence, report).await? {
-            Fenced::Stale => self.refuse("event", job, &fence).await,
+            Fenced::Stale => self.refuse("event", any_place(job, &fence), &fence).await,
             Fenced::Done(()) => {
                 self.hub.job_changed(job);
-                Ok(vec![Down::EventAck(pb::EventAck {
+                // As with points: every member keeps it until it knows that it is stored.
+                let ack = Down::EventAck(pb::EventAck {
                     job: job.name(),
                     fence: Some((&fence).into()),
-                    sequence: report.sequence,
-                    keys: Vec::new(),
-                })])
+                    keys: vec![report.key.clone()],
+                    ..Default::default()
+                });
+                Ok(vec![self.tell_all(job, &fence, ack)])
             }
         }
     }
@@ -171,41 +208,53 @@ impl Intake<'_> {
         let Some(outcome) = &finished.outcome else {
             return Err(IntakeError::Invalid("Finished says no outcome".to_owned()));
         };
-        let done = gang::finished(self.pool, self.worker, job, &fence, outcome).await?;
-        self.seat.finished(job, &fence);
-        self.hub.job_changed(job);
-        self.hub.want_scheduler();
-        self.hub.want_dispatch();
+        let run = RunId { job, attempt: fence.attempt, place: PlaceNo(finished.place) };
+        let finish = Finish { worker: self.worker, run, outcome };
+        let done = gang::finished(self.pool, self.conductor.moment(), finish).await?;
+        self.seat.finished(run);
         let mut answers = match done {
             // That it has stopped is what a stale worker should say.
             Fenced::Stale if matches!(outcome, pb::finished::Outcome::Stopped(_)) => Vec::new(),
-            Fenced::Stale => self.refuse("finished", job, &fence).await?,
-            Fenced::Done(()) => {
-                info!(%job, %fence, worker = %self.worker, "member finished");
+            Fenced::Stale => self.refuse("finished", run, &fence).await?,
+            Fenced::Done(advance) => {
+                info!(%run, %fence, worker = %self.worker, "member finished");
+                self.conductor.follow(job, advance).await?;
                 Vec::new()
             }
         };
+        self.hub.job_changed(job);
+        self.hub.want_scheduler();
+        self.hub.want_dispatch();
         // Stale or not, there is nothing more for the worker to do about it.
-        answers.push(Down::FinishedAck(pb::FinishedAck {
-            job: job.name(),
-            fence: Some((&fence).into()),
-            place: 0,
-        }));
+        let (job, fence) = (job.name(), Some((&fence).into()));
+        answers.push(Down::FinishedAck(pb::FinishedAck { job, fence, place: finished.place }));
         Ok(answers)
     }
 
-    /// A stale write: counted, and answered with a stop that says why.
-    async fn refuse(&self, kind: &'static str, job: JobId, fence: &Fence) -> Result<Vec<Down>, IntakeError> {
-        metrics::stale_write(kind);
-        debug!(%job, %fence, worker = %self.worker, kind, "stale write refused");
-        let state = queue::attempt_state(self.pool, job, fence).await?;
-        let reason = match state {
-            Some(crate::job::AttemptState::Cancelled) => pb::StopReason::Cancelled,
-            _ => pb::StopReason::Stale,
-        };
-        let fence = Some(fence.into());
-        Ok(vec![Down::Stop(pb::Stop { job: job.name(), fence, reason: reason.into(), place: 0 })])
+    /// Tells the other members what the sender gets as its answer.
+    fn tell_all(&self, job: JobId, fence: &Fence, message: Down) -> Down {
+        let others = pb::CoordinatorMessage { message: Some(message.clone()) };
+        self.hub.tell_others(self.worker, job, fence.attempt, &others);
+        message
     }
+
+    /// A stale write is counted. One that holds a live place waits for its next generation and says it again under that
+    /// fence, so it is only not acknowledged; any other is told to stop, and why.
+    async fn refuse(&self, kind: &'static str, run: RunId, fence: &Fence) -> Result<Vec<Down>, IntakeError> {
+        metrics::stale_write(kind);
+        debug!(%run, %fence, worker = %self.worker, kind, "stale write refused");
+        let at = queue::whereabouts(self.pool, self.worker, run).await?;
+        if at.is_some_and(|at| at.attempt == AttemptState::Running && at.outcome.is_none()) {
+            return Ok(Vec::new());
+        }
+        let place = at.map_or(run.place, |at| at.place);
+        Ok(vec![dispatch::stop(RunId { place, ..run }, fence, dispatch::stop_reason_of(at))])
+    }
+}
+
+/// Some place of the attempt: the message does not say which.
+fn any_place(job: JobId, fence: &Fence) -> RunId {
+    RunId { job, attempt: fence.attempt, place: PlaceNo(0) }
 }
 
 fn named(job: &str, fence: Option<&pb::Fence>) -> Result<(JobId, Fence), IntakeError> {

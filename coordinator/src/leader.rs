@@ -154,9 +154,10 @@ impl Leader {
     async fn take_back(&self) -> Result<(), DbError> {
         for orphan in queue::orphans(&self.pool).await? {
             let why = if orphan.restarted { "was started anew" } else { "fell silent; its lease ended" };
-            gang::member_gone(&self.pool, &orphan, why).await?;
-            info!(job = %orphan.job, fence = %orphan.fence, worker = orphan.name, why, "member gone");
-            self.hub.job_changed(orphan.job);
+            gang::member_gone(&self.pool, gang::Moment::of(&self.hub), &orphan, why).await?;
+            info!(run = %orphan.run, worker = orphan.name, why, "member gone");
+            self.hub.job_changed(orphan.run.job);
+            self.hub.want_dispatch();
         }
         Ok(())
     }

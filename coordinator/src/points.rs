@@ -39,8 +39,9 @@ pub async fn store(
         r#"with live as (
              update jobs set step = greatest(step, (select coalesce(max(s), 0) from unnest($6::bigint[]) s))
              where job_id = $1 and state = 'RUNNING' and attempt = $2 and generation = $3 and generation_id = $4
-               and exists (select 1 from assignments m where m.job_id = $1 and m.attempt = $2 and m.generation = $3
-                           and m.worker_id = $5 and m.live)
+               and exists (select 1 from members m
+                           join places p on p.job_id = m.job_id and p.attempt = m.attempt and p.place = m.place
+                           where m.job_id = $1 and m.attempt = $2 and m.generation = $3 and p.worker_id = $5 and p.live)
              returning job_id
            ), stored as (
              insert into metric_points (job_id, attempt, generation, step, loss, lr, grad_norm, tokens,

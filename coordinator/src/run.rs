@@ -12,6 +12,7 @@ use crate::{
     config::Config,
     db::{self, StartError},
     dispatch::Dispatcher,
+    gang::Conductor,
     hub::Hub,
     leader::Leader,
 };
@@ -50,13 +51,14 @@ pub async fn run(
     let loops = shutdown.child_token();
     let leader = Leader::new(pool.clone(), hub.clone(), config.leader());
     let leading = tokio::spawn(leader.run(loops.clone()));
-    let dispatcher = Dispatcher::new(pool.clone(), hub.clone(), store.clone(), config.poll);
+    let conductor = Conductor::new(pool.clone(), hub.clone(), store.clone());
+    let dispatcher = Dispatcher::new(pool.clone(), hub.clone(), conductor.clone(), config.poll);
     let dispatching = tokio::spawn(dispatcher.run(loops.clone()));
     if let Ok(address) = listener.local_addr() {
         info!(%address, store = config.store, "coordinator ready");
     }
     let terms = Terms { heartbeat: config.heartbeat, lease: config.lease, store_url: config.store.clone() };
-    let services = Services { pool: pool.clone(), store, hub, terms, poll: config.poll, shutdown };
+    let services = Services { pool: pool.clone(), store, hub, conductor, terms, poll: config.poll, shutdown };
     let served = api::serve(listener, services).await;
     loops.cancel();
     let ended = async {

@@ -16,7 +16,7 @@ use super::{Services, error::ApiError, page::Page};
 use crate::{
     db::within,
     fleet,
-    hub::{self, Outbound},
+    hub::{self, Outbound, Seat},
     ids::WorkerId,
     intake::{Intake, IntakeError},
 };
@@ -125,8 +125,32 @@ async fn take_in(
         return Ok(());
     }
     let seat = services.hub.connect(worker, outbox.clone());
-    let mut intake =
-        Intake { pool: &services.pool, hub: &services.hub, seat: &seat, worker, draining: false };
+    let read = read_on(&services, inbound, &outbox, &seat, first).await;
+    // Before anybody looks: an open stream says that its worker lives.
+    drop(seat);
+    within(services.conductor.stream_ended(worker)).await?;
+    read
+}
+
+/// Reads a stream on from its first message.
+async fn read_on(
+    services: &Services,
+    mut inbound: Streaming<pb::WorkerMessage>,
+    outbox: &mpsc::Sender<Outbound>,
+    seat: &Seat,
+    first: pb::WorkerMessage,
+) -> Result<(), IntakeError> {
+    let worker = seat.worker();
+    let silent = || IntakeError::Invalid("the stream is silent".to_owned());
+    let broken = |status: Status| IntakeError::Invalid(format!("the stream broke: {}", status.message()));
+    let mut intake = Intake {
+        pool: &services.pool,
+        hub: &services.hub,
+        conductor: &services.conductor,
+        seat,
+        worker,
+        draining: false,
+    };
     let (mut next, mut new) = (Some(first), true);
     while let Some(message) = next {
         let heard = Instant::now();
@@ -150,7 +174,7 @@ async fn take_in(
             }
             () = outbox.closed() => Ok(None),
         };
-        if !matches!(read, Ok(Some(_))) && closed_by_worker(&services, heard) {
+        if !matches!(read, Ok(Some(_))) && closed_by_worker(services, heard) {
             within(fleet::set_closed(&services.pool, worker)).await?;
         }
         next = read.map_err(broken)?;

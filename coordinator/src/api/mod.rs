@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
-use crate::{check::Checker, hub::Hub};
+use crate::{check::Checker, gang::Conductor, hub::Hub};
 
 /// Requests that one connection may have open.
 const STREAMS_PER_CONNECTION: u32 = 1024;
@@ -40,6 +40,8 @@ pub struct Services {
     pub store: Store,
     /// Streams and wakes.
     pub hub: Arc<Hub>,
+    /// What moves gangs on.
+    pub conductor: Conductor,
     /// What workers are told at registration.
     pub terms: Terms,
     /// Watchers look at their job this often without a hint.

@@ -1,122 +1,54 @@
-//! Attempts: opened with their gang, brought to training, closed, listed.
+//! Attempts: opened, closed, listed.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
 use sqlx::{PgConnection, PgPool};
-use uuid::Uuid;
 
 use crate::{
     convert,
     db::{DbError, text},
-    ids::{Fence, JobId},
+    ids::{Fence, JobId, WorkerId},
     job::AttemptState,
-    scheduler::Place,
 };
 
 /// What was opened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Opened {
-    /// The members' names, by index.
-    pub workers: Vec<String>,
-    /// The workers' kinds.
-    pub kinds: String,
-    /// The kinds of the gang before; empty at the first attempt.
-    pub kinds_before: String,
     /// Time since the job was submitted.
     pub waited: Duration,
 }
 
-/// Opens an attempt with its first generation and its gang. The caller holds the job's lock and has moved it to
-/// RUNNING. `None`: a worker of the plan is gone or draining by now, and the transaction must be given up; otherwise
-/// what the caller tells about it.
+/// Opens an attempt that loads, for `size` places. The caller holds the job's lock and has moved it to RUNNING.
 pub async fn open_attempt(
     tx: &mut PgConnection,
     job: JobId,
     fence: &Fence,
-    places: &[Place],
-) -> Result<Option<Opened>, DbError> {
-    let (attempt, generation) = (fence.attempt_i32(), fence.generation_i32());
-    let world_size = convert::to_i32(u32::try_from(places.len()).unwrap_or(u32::MAX));
-    sqlx::query!(
-        "with opened as (
-           insert into attempts (job_id, attempt, steps_before) select job_id, $2, step from jobs where job_id = $1
-         ) insert into generations (job_id, attempt, generation, generation_id, world_size) values ($1, $2, $3, $4, $5)",
+    size: usize,
+) -> Result<Opened, DbError> {
+    let row = sqlx::query!(
+        r#"with opened as (
+             insert into attempts (job_id, attempt, steps_before) select job_id, $2, step from jobs where job_id = $1
+           ) update jobs set attempt = $2, generation = $3, generation_id = $4, world_size = $5
+             where job_id = $1
+             returning extract(epoch from now() - create_time)::float8 as "waited!""#,
         job.0,
-        attempt,
-        generation,
+        fence.attempt_i32(),
+        fence.generation_i32(),
         fence.generation_id,
-        world_size,
-    )
-    .execute(&mut *tx)
-    .await?;
-    let workers: Vec<Uuid> = places.iter().map(|place| place.worker.0).collect();
-    let slots: Vec<i32> = places.iter().map(|place| convert::to_i32(place.slot)).collect();
-    let members = sqlx::query!(
-        r#"with member as (
-             insert into assignments (job_id, attempt, generation, index, worker_id, worker, address, slot)
-             select $1, $2, $3, p.index - 1, w.worker_id, w.name, w.collective_address, p.slot
-             from unnest($4::uuid[], $5::int[]) with ordinality p (worker_id, slot, index)
-             join workers w on w.worker_id = p.worker_id and w.state = 'LIVE' and not w.draining
-             returning index, worker_id, worker
-           ) select member.worker as "worker!", w.kind as "kind!"
-           from member join workers w using (worker_id) order by member.index"#,
-        job.0,
-        attempt,
-        generation,
-        &workers,
-        &slots,
-    )
-    .fetch_all(&mut *tx)
-    .await?;
-    if members.len() != places.len() {
-        return Ok(None);
-    }
-    let mut kinds: Vec<String> = members.iter().map(|member| member.kind.clone()).collect();
-    kinds.sort();
-    kinds.dedup();
-    let kinds = kinds.join(", ");
-    let job = sqlx::query!(
-        r#"update jobs j set attempt = $2, generation = $3, generation_id = $4, world_size = $5, kinds = $6
-           from (select kinds from jobs where job_id = $1) before
-           where j.job_id = $1
-           returning before.kinds, extract(epoch from now() - j.create_time)::float8 as "waited!""#,
-        job.0,
-        attempt,
-        generation,
-        fence.generation_id,
-        world_size,
-        kinds,
+        convert::to_i32(u32::try_from(size).unwrap_or(u32::MAX)),
     )
     .fetch_one(tx)
     .await?;
-    Ok(Some(Opened {
-        workers: members.into_iter().map(|member| member.worker).collect(),
-        kinds,
-        kinds_before: job.kinds,
-        waited: Duration::try_from_secs_f64(job.waited).unwrap_or_default(),
-    }))
+    Ok(Opened { waited: Duration::try_from_secs_f64(row.waited).unwrap_or_default() })
 }
 
-/// LOADING → TRAINING. The caller holds the job's lock and has seen the phase.
-pub async fn begin_training(
-    tx: &mut PgConnection,
-    job: JobId,
-    start_step: u64,
-    total_steps: u64,
-) -> Result<(), DbError> {
-    sqlx::query!(
-        "with begun as (
-           update attempts set phase = 'TRAINING', start_step = $2
-           where job_id = $1 and state = 'RUNNING' and phase = 'LOADING' returning job_id
-         ) update jobs set total_steps = $3 from begun where jobs.job_id = begun.job_id",
-        job.0,
-        convert::to_i64(start_step),
-        convert::to_i64(total_steps),
-    )
-    .execute(tx)
-    .await?;
+/// A job's number of steps is known. The caller holds its lock.
+pub async fn set_total_steps(tx: &mut PgConnection, job: JobId, total_steps: u64) -> Result<(), DbError> {
+    sqlx::query!("update jobs set total_steps = $2 where job_id = $1", job.0, convert::to_i64(total_steps))
+        .execute(tx)
+        .await?;
     Ok(())
 }
 
@@ -133,27 +65,27 @@ pub async fn close(tx: &mut PgConnection, job: JobId, message: &str) -> Result<(
     Ok(())
 }
 
-/// The state of the attempt that a fence belongs to; `None` when there never was such a fence.
-pub async fn attempt_state(
-    pool: &PgPool,
-    job: JobId,
-    fence: &Fence,
-) -> Result<Option<AttemptState>, DbError> {
-    let state = sqlx::query_scalar!(
-        "select a.state from generations g join attempts a on a.job_id = g.job_id and a.attempt = g.attempt
-         where g.job_id = $1 and g.attempt = $2 and g.generation = $3 and g.generation_id = $4",
-        job.0,
-        fence.attempt_i32(),
-        fence.generation_i32(),
-        fence.generation_id,
+/// The live attempt of a job, if it has one.
+pub async fn live_attempt(pool: &PgPool, job: JobId) -> Result<Option<u32>, DbError> {
+    let attempt =
+        sqlx::query_scalar!("select attempt from jobs where job_id = $1 and state = 'RUNNING'", job.0)
+            .fetch_optional(pool)
+            .await?;
+    Ok(attempt.map(convert::to_u32))
+}
+
+/// Running jobs in which a worker has a place, and in which another member has parted and waits.
+pub async fn jobs_that_wait_for(pool: &PgPool, worker: WorkerId) -> Result<Vec<JobId>, DbError> {
+    let jobs = sqlx::query_scalar!(
+        "select p.job_id from places p join jobs j on j.job_id = p.job_id and j.attempt = p.attempt
+         where p.worker_id = $1 and p.live and j.state = 'RUNNING' and exists (
+           select 1 from places o where o.job_id = p.job_id and o.attempt = p.attempt and o.live
+             and o.parted is not null)",
+        worker.0,
     )
-    .fetch_optional(pool)
+    .fetch_all(pool)
     .await?;
-    state
-        .map(|state| {
-            AttemptState::parse(&state).ok_or_else(|| DbError::Data(format!("attempt state {state}")))
-        })
-        .transpose()
+    Ok(jobs.into_iter().map(JobId).collect())
 }
 
 /// Live attempts whose members still load, for the scheduler to time.
@@ -186,8 +118,8 @@ pub async fn list_attempts(
     let rows = sqlx::query_as!(
         AttemptRow,
         r#"select a.attempt, a.state, a.message, a.start_time, a.end_time, a.start_step,
-                  array(select m.worker from assignments m where m.job_id = a.job_id and m.attempt = a.attempt
-                        order by m.generation, m.index) as "workers!"
+                  array(select p.worker from places p where p.job_id = a.job_id and p.attempt = a.attempt
+                        order by p.place) as "workers!"
            from attempts a where a.job_id = $1 and a.attempt > $2 order by a.attempt limit $3"#,
         job.0,
         convert::to_i32(after),

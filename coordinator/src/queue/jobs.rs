@@ -57,7 +57,7 @@ pub struct JobRow {
     result: Option<Json<pb::JobResult>>,
 }
 
-/// A running job whose row this transaction holds, found by its fence.
+/// A running job whose row this transaction holds.
 #[derive(Clone, Debug)]
 pub struct Live {
     /// The job.
@@ -66,6 +66,12 @@ pub struct Live {
     pub fence: Fence,
     /// Where its attempt is.
     pub phase: Phase,
+    /// Members that it needs to start.
+    pub min: u32,
+    /// The kinds of its last generation's workers, sorted; empty before the first.
+    pub kinds: String,
+    /// The greatest step that a member held when the generation was opened.
+    pub start_step: u64,
     /// The last finished step of the job.
     pub step: u64,
     /// The job's last finished step when the attempt was made.
@@ -106,12 +112,13 @@ async fn insert(pool: &PgPool, new: &NewJob) -> Result<JobId, DbError> {
     let workers = new.spec.workers.unwrap_or_default();
     let mut tx = pool.begin().await?;
     sqlx::query!(
-        "insert into jobs (job_id, request_id, spec, workers_min, workers_max) values ($1, $2, $3, $4, $5)",
+        "insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority) values ($1, $2, $3, $4, $5, $6)",
         job.0,
         new.request_id,
         Json(&new.spec) as _,
         convert::to_i32(workers.min),
         convert::to_i32(workers.max),
+        new.spec.priority,
     )
     .execute(&mut *tx)
     .await?;
@@ -172,23 +179,31 @@ pub async fn spec(pool: &PgPool, job: JobId) -> Result<Option<pb::JobSpec>, DbEr
 
 /// Locks a running job's row, if `fence` is its fence. `None`: the fence is stale.
 pub async fn lock_live(tx: &mut PgConnection, job: JobId, fence: &Fence) -> Result<Option<Live>, DbError> {
+    Ok(lock_running(tx, job).await?.filter(|live| live.fence == *fence))
+}
+
+/// Locks a job's row; `None` when it does not run. What it says of the attempt is read under the lock, so that it is as
+/// new as the fence.
+pub async fn lock_running(tx: &mut PgConnection, job: JobId) -> Result<Option<Live>, DbError> {
+    let Some((JobState::Running, fence)) = lock(&mut *tx, job).await? else { return Ok(None) };
     let row = sqlx::query!(
-        "select j.step, j.infrastructure_failures, a.phase, a.message, a.steps_before
-         from jobs j join attempts a on a.job_id = j.job_id and a.attempt = j.attempt
-         where j.job_id = $1 and j.state = 'RUNNING' and j.attempt = $2 and j.generation = $3 and j.generation_id = $4
-         for no key update of j",
+        r#"select j.step, j.infrastructure_failures, j.workers_min, j.kinds, a.phase, a.message, a.steps_before,
+                  coalesce(g.start_step, 0) as "start_step!"
+           from jobs j join attempts a on a.job_id = j.job_id and a.attempt = j.attempt
+           left join generations g on g.job_id = j.job_id and g.attempt = j.attempt and g.generation = j.generation
+           where j.job_id = $1"#,
         job.0,
-        fence.attempt_i32(),
-        fence.generation_i32(),
-        fence.generation_id,
     )
     .fetch_optional(tx)
     .await?;
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Live {
         job,
-        fence: fence.clone(),
+        fence,
         phase: Phase::parse(&row.phase).ok_or_else(|| DbError::Data(format!("phase {}", row.phase)))?,
+        min: convert::to_u32(row.workers_min),
+        kinds: row.kinds,
+        start_step: convert::to_u64(row.start_step),
         step: convert::to_u64(row.step),
         steps_before: convert::to_u64(row.steps_before),
         infrastructure_failures: convert::to_u32(row.infrastructure_failures),

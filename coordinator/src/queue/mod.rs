@@ -1,14 +1,23 @@
-//! Every SQL statement about jobs, attempts and the places that gangs hold.
+//! Every SQL statement about jobs, attempts, generations and the places that workers hold in them.
 
 mod attempts;
+mod generations;
+mod held;
 mod jobs;
 mod places;
 mod snapshot;
 
-pub use attempts::{attempt_state, begin_training, close, list_attempts, loading, open_attempt};
+pub use attempts::{
+    close, jobs_that_wait_for, list_attempts, live_attempt, loading, open_attempt, set_total_steps,
+};
+pub use generations::{NewGeneration, members, open_generation, was_member};
+pub use held::{Held, held};
 pub use jobs::{
-    Created, JobRow, Live, NewJob, by_request_id, create, exists, get, list, lock, lock_live,
+    Created, JobRow, Live, NewJob, by_request_id, create, exists, get, list, lock, lock_live, lock_running,
     record_failures, record_result, spec, transition,
 };
-pub use places::{Held, Member, Orphan, end_member, held, is_member, members, orphans, set_ready};
+pub use places::{
+    Orphan, Place, Whereabouts, add_place, end_place, is_member, orphans, places, set_leaving, set_parted,
+    set_ready, whereabouts,
+};
 pub use snapshot::{depth, explain, queued};

@@ -1,4 +1,4 @@
-//! Places in gangs: who holds which, whether its holder is ready, and how its part ended.
+//! Places in attempts: who holds which, what its holder said about it, and how its part ended.
 
 use lorafleet_proto::v1 as pb;
 use sqlx::{PgConnection, PgPool, types::Json};
@@ -7,44 +7,39 @@ use uuid::Uuid;
 use crate::{
     convert,
     db::{DbError, text},
-    ids::{Fence, JobId, WorkerId},
-    job::{AttemptState, MemberOutcome, Phase},
+    ids::{Fence, JobId, PlaceNo, RunId, WorkerId},
+    job::{AttemptState, MemberOutcome},
+    scheduler,
 };
 
-/// A member of a gang.
+/// Longest message about a place that is kept, in bytes.
+const MAX_MESSAGE: usize = 4096;
+
+/// A place of an attempt, as its row says.
 #[derive(Clone, Debug)]
-pub struct Member {
-    /// Its place, from 0.
-    pub index: u32,
-    /// The worker's name.
-    pub worker: String,
-    /// host:port of its collective.
+pub struct Place {
+    /// Its number.
+    pub place: PlaceNo,
+    /// Its index in the job's current generation, if it is a member.
+    pub index: Option<u32>,
+    /// Its holder.
+    pub worker: WorkerId,
+    /// The holder's name.
+    pub name: String,
+    /// host:port of the holder's collective.
     pub address: String,
+    /// The holder's kind.
+    pub kind: String,
     /// What it loaded, once it has.
     pub ready: Option<pb::Ready>,
-    /// How its part ended; `None` while it is there.
+    /// What it said when it left the current generation's collective.
+    pub parted: Option<pb::Parted>,
+    /// How its part ended; `None` while it is live.
     pub outcome: Option<MemberOutcome>,
-}
-
-/// A place that a worker holds, with what it should know about it.
-#[derive(Clone, Debug)]
-pub struct Held {
-    /// The holder.
-    pub worker: WorkerId,
-    /// The job.
-    pub job: JobId,
-    /// The fence that it was assigned under.
-    pub fence: Fence,
-    /// Its place.
-    pub index: u32,
-    /// Members in the gang.
-    pub world_size: u32,
-    /// The attempt's state.
-    pub state: AttemptState,
-    /// The attempt's phase.
-    pub phase: Phase,
-    /// All members are ready.
-    pub all_ready: bool,
+    /// How its part ended, for people.
+    pub message: String,
+    /// Its holder's stream was seen to end.
+    pub closed: bool,
 }
 
 /// A place whose holder's lease has ended.
@@ -54,19 +49,24 @@ pub struct Orphan {
     pub worker: WorkerId,
     /// Its name.
     pub name: String,
-    /// The job.
-    pub job: JobId,
-    /// The fence that it was assigned under.
-    pub fence: Fence,
+    /// The place.
+    pub run: RunId,
     /// Another process has its name now.
     pub restarted: bool,
 }
 
-/// The members of a generation, by index.
-pub async fn members(tx: &mut PgConnection, job: JobId, fence: &Fence) -> Result<Vec<Member>, DbError> {
+/// The places of an attempt that are live or members under `fence`, by number; before the first generation all of them.
+pub async fn places(tx: &mut PgConnection, job: JobId, fence: &Fence) -> Result<Vec<Place>, DbError> {
     let rows = sqlx::query!(
-        r#"select index, worker, address, ready as "ready: Json<pb::Ready>", outcome from assignments
-           where job_id = $1 and attempt = $2 and generation = $3 order by index"#,
+        r#"select p.place, m.index as "index?", p.worker_id, p.worker, p.address, p.kind,
+                  p.ready as "ready: Json<pb::Ready>", p.parted as "parted: Json<pb::Parted>", p.outcome, p.message,
+                  coalesce(l.closed, true) as "closed!"
+           from places p
+           left join members m on m.job_id = p.job_id and m.attempt = p.attempt and m.place = p.place
+                and m.generation = $3
+           left join worker_leases l on l.worker_id = p.worker_id
+           where p.job_id = $1 and p.attempt = $2 and (p.live or m.index is not null or $3 = 0)
+           order by p.place"#,
         job.0,
         fence.attempt_i32(),
         fence.generation_i32(),
@@ -75,57 +75,78 @@ pub async fn members(tx: &mut PgConnection, job: JobId, fence: &Fence) -> Result
     .await?;
     rows.into_iter()
         .map(|row| {
-            let outcome = row.outcome.map(|outcome| {
-                MemberOutcome::parse(&outcome).ok_or_else(|| DbError::Data(format!("outcome {outcome}")))
-            });
-            Ok(Member {
-                index: convert::to_u32(row.index),
-                worker: row.worker,
+            Ok(Place {
+                place: PlaceNo(convert::to_u32(row.place)),
+                index: row.index.map(convert::to_u32),
+                worker: WorkerId(row.worker_id),
+                name: row.worker,
                 address: row.address,
+                kind: row.kind,
                 ready: row.ready.map(|ready| ready.0),
-                outcome: outcome.transpose()?,
+                parted: row.parted.map(|parted| parted.0),
+                outcome: row.outcome.as_deref().map(parse_outcome).transpose()?,
+                message: row.message,
+                closed: row.closed,
             })
         })
         .collect()
 }
 
-/// The index of a worker that is a live member under a fence. The caller holds the job's lock.
-pub async fn is_member(
+/// Gives a worker a new place in an attempt. The caller holds the job's lock. `None`: the worker is gone or draining.
+/// An error of a unique index: the slot is taken, or it holds a place of this attempt.
+pub async fn add_place(
     tx: &mut PgConnection,
-    worker: WorkerId,
     job: JobId,
-    fence: &Fence,
-) -> Result<Option<u32>, DbError> {
-    let index = sqlx::query_scalar!(
-        "select index from assignments
-         where job_id = $1 and attempt = $2 and generation = $3 and worker_id = $4 and live",
+    attempt: u32,
+    place: scheduler::Place,
+) -> Result<Option<PlaceNo>, DbError> {
+    let added = sqlx::query_scalar!(
+        "insert into places (job_id, attempt, place, worker_id, worker, address, kind, slot)
+         select $1, $2, 1 + (select coalesce(max(place), 0) from places where job_id = $1 and attempt = $2),
+                w.worker_id, w.name, w.collective_address, w.kind, $4
+         from workers w where w.worker_id = $3 and w.state = 'LIVE' and not w.draining
+         returning place",
         job.0,
-        fence.attempt_i32(),
-        fence.generation_i32(),
-        worker.0,
+        convert::to_i32(attempt),
+        place.worker.0,
+        convert::to_i32(place.slot),
     )
     .fetch_optional(tx)
     .await?;
-    Ok(index.map(convert::to_u32))
+    Ok(added.map(|place| PlaceNo(convert::to_u32(place))))
 }
 
-/// A member has loaded base and data. False: the fence is stale, or it is no live member.
+/// Asks a place's holder to give it back. False: it is not live, or was asked before.
+pub async fn set_leaving(tx: &mut PgConnection, run: RunId, reason: &str) -> Result<bool, DbError> {
+    let done = sqlx::query!(
+        "update places set leaving = $4
+         where job_id = $1 and attempt = $2 and place = $3 and live and leaving is null",
+        run.job.0,
+        convert::to_i32(run.attempt),
+        run.place.to_i32(),
+        text(reason, MAX_MESSAGE),
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// A place's holder has loaded base and data; what it said first stays. False: it holds no such place of the job's live
+/// attempt.
 pub async fn set_ready(
     pool: &PgPool,
     worker: WorkerId,
-    job: JobId,
-    fence: &Fence,
+    run: RunId,
     ready: &pb::Ready,
 ) -> Result<bool, DbError> {
     let done = sqlx::query!(
-        "update assignments m set ready = $6
+        "update places p set ready = coalesce(p.ready, $5)
          from jobs j
-         where m.job_id = $1 and m.attempt = $2 and m.generation = $3 and m.worker_id = $5 and m.live
-           and j.job_id = $1 and j.state = 'RUNNING' and j.attempt = $2 and j.generation = $3 and j.generation_id = $4",
-        job.0,
-        fence.attempt_i32(),
-        fence.generation_i32(),
-        fence.generation_id,
+         where p.job_id = $1 and p.attempt = $2 and p.place = $3 and p.worker_id = $4 and p.live
+           and j.job_id = $1 and j.state = 'RUNNING' and j.attempt = $2",
+        run.job.0,
+        convert::to_i32(run.attempt),
+        run.place.to_i32(),
         worker.0,
         Json(ready) as _,
     )
@@ -134,108 +155,153 @@ pub async fn set_ready(
     Ok(done.rows_affected() == 1)
 }
 
-/// Ends a member's part, which frees its slot. The generation's id is compared too; the attempt need not be live.
-/// False: it holds no such place.
-pub async fn end_member(
+/// A member has left the collective of the generation under `fence`; what it says last stays. False: that is not the
+/// job's fence, or it is no live member under it.
+pub async fn set_parted(
     tx: &mut PgConnection,
     worker: WorkerId,
     job: JobId,
     fence: &Fence,
-    outcome: MemberOutcome,
-    message: &str,
+    parted: &pb::Parted,
 ) -> Result<bool, DbError> {
     let done = sqlx::query!(
-        "update assignments m set live = false, outcome = $6, message = $7
-         from generations g
-         where m.job_id = $1 and m.attempt = $2 and m.generation = $3 and m.worker_id = $5 and m.live
-           and g.job_id = $1 and g.attempt = $2 and g.generation = $3 and g.generation_id = $4",
+        "update places p set parted = $7
+         from jobs j, members m
+         where p.job_id = $1 and p.attempt = $2 and p.place = $5 and p.worker_id = $6 and p.live
+           and m.job_id = $1 and m.attempt = $2 and m.generation = $3 and m.place = $5
+           and j.job_id = $1 and j.state = 'RUNNING' and j.attempt = $2 and j.generation = $3 and j.generation_id = $4",
         job.0,
         fence.attempt_i32(),
         fence.generation_i32(),
         fence.generation_id,
+        PlaceNo(parted.place).to_i32(),
         worker.0,
-        outcome.as_str(),
-        text(message, 4096),
+        Json(parted) as _,
     )
     .execute(tx)
     .await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// Every live place that one of `workers` holds.
-pub async fn held(pool: &PgPool, workers: &[WorkerId]) -> Result<Vec<Held>, DbError> {
-    let workers: Vec<Uuid> = workers.iter().map(|worker| worker.0).collect();
-    let rows = sqlx::query!(
-        r#"select m.worker_id, m.job_id, m.attempt, m.generation, m.index, g.generation_id, g.world_size,
-                  a.state, a.phase,
-                  not exists (select 1 from assignments o where o.job_id = m.job_id and o.attempt = m.attempt
-                              and o.generation = m.generation and o.ready is null) as "all_ready!"
-           from assignments m
-           join generations g on g.job_id = m.job_id and g.attempt = m.attempt and g.generation = m.generation
-           join attempts a on a.job_id = m.job_id and a.attempt = m.attempt
-           where m.live and m.worker_id = any($1)"#,
-        &workers,
+/// Ends a place, which frees its slot; the attempt need not be live. Returns its holder's name, or nothing when this
+/// worker holds no such place.
+pub async fn end_place(
+    tx: &mut PgConnection,
+    worker: WorkerId,
+    run: RunId,
+    outcome: MemberOutcome,
+    message: &str,
+) -> Result<Option<String>, DbError> {
+    let name = sqlx::query_scalar!(
+        "update places set live = false, outcome = $5, message = $6, end_time = now()
+         where job_id = $1 and attempt = $2 and place = $3 and worker_id = $4 and live
+         returning worker",
+        run.job.0,
+        convert::to_i32(run.attempt),
+        run.place.to_i32(),
+        worker.0,
+        outcome.as_str(),
+        text(message, MAX_MESSAGE),
     )
-    .fetch_all(pool)
+    .fetch_optional(tx)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let unknown = || DbError::Data(format!("attempt state {}, phase {}", row.state, row.phase));
-            Ok(Held {
-                worker: WorkerId(row.worker_id),
-                job: JobId(row.job_id),
-                index: convert::to_u32(row.index),
-                world_size: convert::to_u32(row.world_size),
-                state: AttemptState::parse(&row.state).ok_or_else(unknown)?,
-                phase: Phase::parse(&row.phase).ok_or_else(unknown)?,
-                all_ready: row.all_ready,
-                fence: Fence {
-                    attempt: convert::to_u32(row.attempt),
-                    generation: convert::to_u32(row.generation),
-                    generation_id: row.generation_id.clone(),
-                },
-            })
+    Ok(name)
+}
+
+/// Whether a worker holds a live place that was a member under a fence of the attempt; before the first generation any
+/// of its places. The caller holds the job's lock.
+pub async fn is_member(
+    tx: &mut PgConnection,
+    worker: WorkerId,
+    job: JobId,
+    fence: &Fence,
+) -> Result<bool, DbError> {
+    let found = sqlx::query_scalar!(
+        r#"select exists (
+             select 1 from places p where p.job_id = $1 and p.attempt = $2 and p.worker_id = $5 and p.live
+               and (($3 = 0 and $4 = '') or exists (
+                 select 1 from members m
+                 join generations g on g.job_id = m.job_id and g.attempt = m.attempt and g.generation = m.generation
+                 where m.job_id = $1 and m.attempt = $2 and m.generation = $3 and m.place = p.place
+                   and g.generation_id = $4))
+           ) as "found!""#,
+        job.0,
+        fence.attempt_i32(),
+        fence.generation_i32(),
+        fence.generation_id,
+        worker.0,
+    )
+    .fetch_one(tx)
+    .await?;
+    Ok(found)
+}
+
+/// Where a worker's newest place in an attempt stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The place.
+    pub place: PlaceNo,
+    /// The attempt's state.
+    pub attempt: AttemptState,
+    /// How its part ended; `None` while it is live.
+    pub outcome: Option<MemberOutcome>,
+}
+
+/// Where a worker stands in an attempt: at `place`, or, for 0, at its newest place there. `None`: it never had it.
+pub async fn whereabouts(
+    pool: &PgPool,
+    worker: WorkerId,
+    run: RunId,
+) -> Result<Option<Whereabouts>, DbError> {
+    let row = sqlx::query!(
+        "select p.place, p.outcome, a.state
+         from places p join attempts a on a.job_id = p.job_id and a.attempt = p.attempt
+         where p.job_id = $1 and p.attempt = $2 and ($3 = 0 or p.place = $3) and p.worker_id = $4
+         order by p.place desc limit 1",
+        run.job.0,
+        convert::to_i32(run.attempt),
+        run.place.to_i32(),
+        worker.0,
+    )
+    .fetch_optional(pool)
+    .await?;
+    row.map(|row| {
+        Ok(Whereabouts {
+            place: PlaceNo(convert::to_u32(row.place)),
+            attempt: parse_state(&row.state)?,
+            outcome: row.outcome.as_deref().map(parse_outcome).transpose()?,
         })
-        .collect()
+    })
+    .transpose()
 }
 
 /// Live places whose holder's lease has ended, or whose holder is forgotten.
 pub async fn orphans(pool: &PgPool) -> Result<Vec<Orphan>, DbError> {
-    let rows = sqlx::query_as!(
-        OrphanRow,
-        r#"select m.worker_id, m.worker, m.job_id, m.attempt, m.generation, g.generation_id,
-                exists (select 1 from workers n where n.name = m.worker and n.state = 'LIVE') as "restarted!"
-         from assignments m
-         join generations g on g.job_id = m.job_id and g.attempt = m.attempt and g.generation = m.generation
-         where m.live and not exists (select 1 from workers w where w.worker_id = m.worker_id and w.state = 'LIVE')"#,
+    let rows = sqlx::query!(
+        r#"select p.worker_id, p.worker, p.job_id, p.attempt, p.place,
+                exists (select 1 from workers n where n.name = p.worker and n.state = 'LIVE') as "restarted!"
+         from places p
+         where p.live and not exists (select 1 from workers w where w.worker_id = p.worker_id and w.state = 'LIVE')"#,
     )
     .fetch_all(pool)
     .await?;
-    Ok(rows.into_iter().map(OrphanRow::orphan).collect())
+    let orphan =
+        |worker: Uuid, name, run, restarted| Orphan { worker: WorkerId(worker), name, run, restarted };
+    let run = |job: Uuid, attempt, place| RunId {
+        job: JobId(job),
+        attempt: convert::to_u32(attempt),
+        place: PlaceNo(convert::to_u32(place)),
+    };
+    let orphans = rows
+        .into_iter()
+        .map(|row| orphan(row.worker_id, row.worker, run(row.job_id, row.attempt, row.place), row.restarted));
+    Ok(orphans.collect())
 }
 
-struct OrphanRow {
-    worker_id: Uuid,
-    worker: String,
-    job_id: Uuid,
-    attempt: i32,
-    generation: i32,
-    generation_id: String,
-    restarted: bool,
+fn parse_outcome(outcome: &str) -> Result<MemberOutcome, DbError> {
+    MemberOutcome::parse(outcome).ok_or_else(|| DbError::Data(format!("outcome {outcome}")))
 }
 
-impl OrphanRow {
-    fn orphan(self) -> Orphan {
-        Orphan {
-            worker: WorkerId(self.worker_id),
-            name: self.worker,
-            job: JobId(self.job_id),
-            fence: Fence {
-                attempt: convert::to_u32(self.attempt),
-                generation: convert::to_u32(self.generation),
-                generation_id: self.generation_id,
-            },
-            restarted: self.restarted,
-        }
-    }
+pub(super) fn parse_state(state: &str) -> Result<AttemptState, DbError> {
+    AttemptState::parse(state).ok_or_else(|| DbError::Data(format!("attempt state {state}")))
 }

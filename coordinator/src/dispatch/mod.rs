@@ -1,0 +1,240 @@
+//! Tells each connected worker what its rows say: level-triggered, so that a lost message is only a late one.
+
+mod next;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use lorafleet_proto::v1 as pb;
+use next::{Shown, Tell, Told, next, stop_reason};
+use pb::coordinator_message::Message as Down;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    checkpoints,
+    db::{DbError, within},
+    fleet,
+    gang::{self, Conductor, Fenced, Finish},
+    hub::{Connected, Hub},
+    ids::{Fence, JobId, RunId, WorkerId},
+    job::{AttemptState, MemberOutcome, Phase},
+    queue::{self, Held, Whereabouts},
+};
+
+/// Heartbeats that still name a job after which it is told to stop again.
+const STOP_AGAIN: u64 = 3;
+/// Leases are renewed this often, for all that were heard of, in one statement.
+const RENEW: Duration = Duration::from_millis(500);
+
+/// The sending half of a coordinator.
+#[derive(Debug)]
+pub struct Dispatcher {
+    pool: PgPool,
+    hub: Arc<Hub>,
+    conductor: Conductor,
+    poll: Duration,
+    told: HashMap<(u64, RunId), Told>,
+}
+
+impl Dispatcher {
+    /// A dispatcher that looks at the rows at least every `poll`.
+    pub fn new(pool: PgPool, hub: Arc<Hub>, conductor: Conductor, poll: Duration) -> Self {
+        Self { pool, hub, conductor, poll, told: HashMap::new() }
+    }
+
+    /// Runs until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut renew = tokio::time::interval(RENEW.min(self.poll));
+        renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(self.poll);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let result = tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = renew.tick() => within(renew_leases(&self.pool, &self.hub)).await,
+                _ = look.tick() => within(self.look()).await,
+                () = self.hub.dispatch_wanted() => within(self.tell_all()).await.map(|_| ()),
+            };
+            if let Err(error) = result {
+                warn!(%error, "dispatch paused");
+            }
+        }
+    }
+
+    /// Tells all, and carries on what nobody else did: whoever was to do it may be gone.
+    async fn look(&mut self) -> Result<(), DbError> {
+        for job in self.tell_all().await? {
+            self.conductor.advance(job).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares what every connected worker should know with what it was told. Returns the jobs whose members wait.
+    async fn tell_all(&mut self) -> Result<HashSet<JobId>, DbError> {
+        // The streams first: what a worker lists had its row before it was told.
+        let streams = self.hub.connected();
+        let mut waiting = HashSet::new();
+        if streams.is_empty() {
+            self.told.clear();
+            return Ok(waiting);
+        }
+        let workers: Vec<WorkerId> = streams.iter().map(|stream| stream.worker).collect();
+        let mut by_worker: HashMap<WorkerId, Vec<Held>> = HashMap::new();
+        for held in queue::held(&self.pool, &workers).await? {
+            if held.parted || (held.phase == Phase::Loading && held.ready) {
+                waiting.insert(held.run.job);
+            }
+            by_worker.entry(held.worker).or_default().push(held);
+        }
+        let mut current = HashSet::new();
+        for stream in &streams {
+            let places = by_worker.remove(&stream.worker).unwrap_or_default();
+            for held in &places {
+                current.insert((stream.connection, held.run));
+                self.tell_about(stream, held).await?;
+            }
+            for (run, fence) in &stream.running {
+                if !places.iter().any(|held| held.run == *run) {
+                    current.insert((stream.connection, *run));
+                    self.stop_stale(stream, *run, fence).await?;
+                }
+            }
+        }
+        self.told.retain(|key, _| current.contains(key));
+        Ok(waiting)
+    }
+
+    async fn tell_about(&mut self, stream: &Connected, held: &Held) -> Result<(), DbError> {
+        let key = (stream.connection, held.run);
+        let before = self.told.get(&key).cloned().unwrap_or_default();
+        let mut told = before.clone();
+        let shown = Shown {
+            listed: stream.running.get(&held.run),
+            begun: stream.begun.get(&held.run),
+            heartbeats: stream.heartbeats,
+        };
+        for tell in next(held, &mut told, shown) {
+            if !self.tell(stream, held, tell).await? {
+                // It does not read, or it is gone: the next round tells it again.
+                told = before;
+                break;
+            }
+        }
+        self.told.insert(key, told);
+        Ok(())
+    }
+
+    /// False: it could not be told.
+    async fn tell(&self, stream: &Connected, held: &Held, tell: Tell) -> Result<bool, DbError> {
+        let job = held.run.job.name();
+        let message = match tell {
+            Tell::Assign => {
+                let Some(spec) = queue::spec(&self.pool, held.run.job).await? else { return Ok(true) };
+                Down::Assign(assign(held, spec))
+            }
+            Tell::Begin => {
+                let begin = self.begin_message(held).await?;
+                return Ok(self.hub.begin(held.worker, held.run, &held.fence, begin));
+            }
+            Tell::Regroup => Down::Regroup(pb::Regroup { job, fence: Some((&held.fence).into()) }),
+            Tell::Leave(reason) => {
+                Down::Leave(pb::Leave { job, attempt: held.run.attempt, place: held.run.place.0, reason })
+            }
+            Tell::Stop(reason) => stop(held.run, &held.fence, reason),
+            Tell::HasStopped => {
+                self.end(held, &pb::finished::Outcome::Stopped(pb::Stopped {})).await?;
+                return Ok(true);
+            }
+            Tell::HasForgotten => {
+                let lost =
+                    pb::Lost { message: "its worker knows of it no more".to_owned(), ..Default::default() };
+                self.end(held, &pb::finished::Outcome::Lost(lost)).await?;
+                return Ok(true);
+            }
+        };
+        Ok(stream.outbox.try_send(Ok(pb::CoordinatorMessage { message: Some(message) })).is_ok())
+    }
+
+    /// Ends a place in its holder's stead.
+    async fn end(&self, held: &Held, outcome: &pb::finished::Outcome) -> Result<(), DbError> {
+        let finish = Finish { worker: held.worker, run: held.run, outcome };
+        if let Fenced::Done(advance) = gang::finished(&self.pool, self.conductor.moment(), finish).await? {
+            self.conductor.follow(held.run.job, advance).await?;
+        }
+        self.hub.want_scheduler();
+        Ok(())
+    }
+
+    /// A worker runs what it holds no place for.
+    async fn stop_stale(&mut self, stream: &Connected, run: RunId, fence: &Fence) -> Result<(), DbError> {
+        let told = self.told.entry((stream.connection, run)).or_default();
+        if told.stop.is_some_and(|at| stream.heartbeats < at + STOP_AGAIN) {
+            return Ok(());
+        }
+        let at = queue::whereabouts(&self.pool, stream.worker, run).await?;
+        let message = pb::CoordinatorMessage { message: Some(stop(run, fence, stop_reason_of(at))) };
+        if stream.outbox.try_send(Ok(message)).is_ok() {
+            told.stop = Some(stream.heartbeats);
+        }
+        Ok(())
+    }
+
+    async fn begin_message(&self, held: &Held) -> Result<pb::Begin, DbError> {
+        let mut connection = self.pool.acquire().await?;
+        let members = queue::members(&mut connection, held.run.job, &held.fence).await?;
+        drop(connection);
+        let resume = checkpoints::resumable(&self.pool, held.run.job, &held.fence).await?;
+        Ok(pb::Begin { job: held.run.job.name(), fence: Some((&held.fence).into()), members, resume })
+    }
+}
+
+fn assign(held: &Held, spec: pb::JobSpec) -> pb::Assign {
+    pb::Assign {
+        job: held.run.job.name(),
+        // The attempt is what counts; the place lives through its generations.
+        fence: Some((&Fence::loading(held.run.attempt)).into()),
+        spec: Some(spec),
+        place: held.run.place.0,
+        ..Default::default()
+    }
+}
+
+/// Renews the leases of all that were heard of; who holds none any more is told.
+async fn renew_leases(pool: &PgPool, hub: &Hub) -> Result<(), DbError> {
+    let heard = hub.take_heard();
+    if heard.is_empty() {
+        return Ok(());
+    }
+    let held: HashSet<WorkerId> = fleet::beat(pool, &heard).await?.into_iter().collect();
+    for worker in heard.iter().filter(|worker| !held.contains(worker)) {
+        hub.disown(*worker, fleet::is_superseded(pool, *worker).await?);
+    }
+    Ok(())
+}
+
+/// Tells a worker to leave its gang.
+pub fn stop(run: RunId, fence: &Fence, reason: pb::StopReason) -> Down {
+    Down::Stop(pb::Stop {
+        job: run.job.name(),
+        fence: Some(fence.into()),
+        reason: reason.into(),
+        place: run.place.0,
+    })
+}
+
+/// Why a worker is to stop what it holds no live place for, given where it stands in the attempt.
+pub fn stop_reason_of(at: Option<Whereabouts>) -> pb::StopReason {
+    match at {
+        None => pb::StopReason::Stale,
+        Some(at) if at.attempt == AttemptState::Running => match at.outcome {
+            Some(MemberOutcome::Expelled | MemberOutcome::Lost) => pb::StopReason::Expelled,
+            _ => pb::StopReason::Stale,
+        },
+        Some(at) => stop_reason(at.attempt),
+    }
+}

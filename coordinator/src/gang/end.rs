@@ -1,0 +1,149 @@
+//! How attempts end: in success or failure, cancelled, given back, or lost.
+
+use lorafleet_proto::v1 as pb;
+use sqlx::PgPool;
+
+use super::why;
+use crate::{
+    checkpoints,
+    db::{DbError, Tx},
+    events::{self, Event},
+    ids::{Fence, JobId, RunId},
+    job::{Cause, Illegal, JobState, MemberOutcome, Phase, infrastructure_failures},
+    leadership::Leadership,
+    queue::{self, Live, Place},
+};
+
+/// Why a job could not be cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum CancelError {
+    /// There is no such job.
+    #[error("there is no such job")]
+    NotFound,
+    /// It has ended.
+    #[error(transparent)]
+    Illegal(#[from] Illegal),
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// Ends a job at its user's wish; its members are told to stop.
+pub async fn cancel(pool: &PgPool, job: JobId) -> Result<(), CancelError> {
+    let mut tx = pool.begin().await.map_err(DbError::from)?;
+    let (state, fence) = queue::lock(&mut tx, job).await?.ok_or(CancelError::NotFound)?;
+    let change = state.on(Cause::Cancelled)?;
+    let message = "cancelled by its user";
+    queue::transition(&mut tx, job, change, message).await?;
+    let fence = change.attempt().map(|_| &fence);
+    events::append(&mut tx, job, Event::new("cancelled", message, fence)).await?;
+    tx.commit().await.map_err(DbError::from)?;
+    Ok(())
+}
+
+/// A gang's time for loading is over: it goes on without those that are not ready, or, when that leaves too few, its
+/// members are told to stop.
+pub async fn give_up_loading(
+    pool: &PgPool,
+    leadership: &Leadership,
+    job: JobId,
+    fence: &Fence,
+    message: &str,
+) -> Result<(), DbError> {
+    let mut tx = pool.begin().await?;
+    if !leadership.holds(&mut tx).await? {
+        return Ok(());
+    }
+    let Some(live) = queue::lock_live(&mut tx, job, fence).await? else { return Ok(()) };
+    if live.phase != Phase::Loading {
+        return Ok(());
+    }
+    let places = queue::places(&mut tx, job, fence).await?;
+    let there = || places.iter().filter(|place| place.outcome.is_none());
+    if there().filter(|place| place.ready.is_some()).count() < live.min as usize {
+        let late = there().filter(|place| place.ready.is_none());
+        let names: Vec<String> = late.map(|place| format!("worker {}", place.name)).collect();
+        close(&mut tx, &live, &format!("{} {message}", names.join(", "))).await?;
+    } else {
+        for late in there().filter(|place| place.ready.is_none()) {
+            let run = RunId { job, attempt: fence.attempt, place: late.place };
+            queue::end_place(&mut tx, late.worker, run, MemberOutcome::Lost, message).await?;
+            let message = format!("{} {message}; the gang begins without it", late.name);
+            events::append(&mut tx, job, Event::new("lost", message, Some(fence))).await?;
+        }
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// A gang that loads has become too small: its members are to stop, and the attempt ends when the last has.
+pub(super) async fn close(tx: &mut Tx, live: &Live, message: &str) -> Result<(), DbError> {
+    queue::close(tx, live.job, message).await?;
+    events::append(tx, live.job, Event::new("lost", message, Some(&live.fence))).await
+}
+
+/// Ends the job in success, with its final checkpoint.
+pub(super) async fn succeed(
+    tx: &mut Tx,
+    live: &Live,
+    written_under: &Fence,
+    succeeded: &pb::Succeeded,
+) -> Result<(), DbError> {
+    let checkpoint = succeeded.checkpoint.as_ref();
+    let id = checkpoint.and_then(|c| checkpoints::belongs_to(c, live.job, written_under));
+    let (Some(checkpoint), Some(id)) = (checkpoint, id) else {
+        let message = "a member reported success without a final checkpoint of its own gang";
+        return end_job(tx, live, Cause::Failed, "failed", message).await;
+    };
+    checkpoints::insert(tx, live.job, &id, checkpoint, true).await?;
+    let result =
+        pb::JobResult { checkpoint: checkpoint.name.clone(), ..succeeded.result.clone().unwrap_or_default() };
+    queue::record_result(tx, live.job, &result).await?;
+    // Said here too: what a member reported just before its end may come too late to be stored.
+    let early =
+        if result.stopped_early { ", early: evaluations no longer got better (eval.patience)" } else { "" };
+    let message = format!("finished after step {}{early}", id.step());
+    end_job(tx, live, Cause::Succeeded, "succeeded", &message).await
+}
+
+/// Ends an attempt whose members are all gone: back to the queue, or failed when that happened too often.
+pub(super) async fn dissolve(
+    tx: &mut Tx,
+    live: &Live,
+    places: &[Place],
+    released: bool,
+) -> Result<(), DbError> {
+    if released {
+        let message = "its workers gave it back; it resumes where it was";
+        return end_job(tx, live, Cause::Released, "queued", message).await;
+    }
+    let made_new_step = live.step > live.steps_before;
+    let (failures, exhausted) = infrastructure_failures(live.infrastructure_failures, made_new_step);
+    queue::record_failures(tx, live.job, failures).await?;
+    let ended = why::ended(places);
+    let why = if live.message.is_empty() { &ended } else { &live.message };
+    let (kind, message) = if exhausted {
+        let message = format!(
+            "{failures} attempts in a row lost their workers without a new finished step: the job seems to kill its \
+             workers (out of memory? try a smaller micro_tokens); the last one: {why}"
+        );
+        ("failed", message)
+    } else {
+        let attempt = live.fence.attempt;
+        ("queued", format!("attempt {attempt} lost its gang ({why}); it resumes from its last checkpoint"))
+    };
+    end_job(tx, live, Cause::Lost { exhausted }, kind, &message).await
+}
+
+/// Moves the job and its attempt on, with an event.
+pub(super) async fn end_job(
+    tx: &mut Tx,
+    live: &Live,
+    cause: Cause,
+    kind: &str,
+    message: &str,
+) -> Result<(), DbError> {
+    let change = JobState::Running.on(cause).map_err(|illegal| DbError::Data(illegal.to_string()))?;
+    queue::transition(tx, live.job, change, message).await?;
+    events::append(tx, live.job, Event::new(kind, message, Some(&live.fence))).await
+}
