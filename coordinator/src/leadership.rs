@@ -116,3 +116,49 @@ impl Candidate {
         Ok(Some(leadership))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr as _;
+
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use super::*;
+
+    /// From the last renewal to the takeover, with the default time between two looks.
+    const TAKEOVER: Duration = Duration::from_secs(5);
+    const POLL: Duration = Duration::from_millis(250);
+
+    #[tokio::test]
+    async fn a_standby_takes_over_in_time_and_the_deposed_learns_of_it() {
+        let postgres = lorafleet_postgres::Postgres::throwaway().expect("a throwaway Postgres");
+        let options = PgConnectOptions::from_str(&postgres.url("postgres")).expect("a URL");
+        let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(options);
+        sqlx::migrate!("../migrations").run(&pool).await.expect("migrated");
+        let (mut leader, mut standby) = (Candidate::new(), Candidate::new());
+        let start = Instant::now();
+        let first = leader.campaign(&pool, start).await.expect("an answer").expect("nobody led");
+        // The leader renews for a while, and the standby sees it; then it is gone without a word.
+        let mut now = start;
+        while now < start + PATIENCE * 2 {
+            assert_eq!(leader.campaign(&pool, now).await.expect("an answer"), Some(first));
+            assert_eq!(standby.campaign(&pool, now).await.expect("an answer"), None, "one leads at a time");
+            now += POLL;
+        }
+        let last_sign = now - POLL;
+        let second = loop {
+            if let Some(second) = standby.campaign(&pool, now).await.expect("an answer") {
+                break second;
+            }
+            now += POLL;
+        };
+        assert!(now - last_sign < TAKEOVER, "{:?}", now - last_sign);
+        assert_eq!(second.epoch, first.epoch + 1);
+        // It comes back: its epoch is over, whatever it wants to write, and it finds out at its next renewal.
+        let mut connection = pool.acquire().await.expect("a connection");
+        assert!(!first.holds(&mut connection).await.expect("an answer"));
+        assert!(second.holds(&mut connection).await.expect("an answer"));
+        drop(connection);
+        assert_eq!(leader.campaign(&pool, now + RENEWAL).await.expect("an answer"), None);
+    }
+}

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod bars;
 pub mod config;
 pub mod db;
 pub mod ids;

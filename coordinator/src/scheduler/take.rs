@@ -63,7 +63,7 @@ impl<'a> Supply<'a> {
             .iter()
             .enumerate()
             .filter(|(_, gang)| gang.priority <= job.priority && gang.standing != Standing::Ending)
-            .map(|(i, gang)| (gang.priority, Reverse(self.above_min(i)), Reverse(i)))
+            .map(|(i, gang)| (gang.priority, Reverse(self.above_min(i, job)), Reverse(i)))
             .filter(|(_, above, _)| above.0 > 0)
             .collect();
         order.sort_unstable();
@@ -71,19 +71,26 @@ impl<'a> Supply<'a> {
             let gang = &self.gangs[i];
             let helps = |seat: &&Seat| {
                 self.stays(i, seat)
+                    && !self.is_kept(gang, seat, job)
                     && self.takes_work.contains(&seat.worker)
                     && !workers.contains(&seat.worker)
-                    && (gang.priority < job.priority
-                        || seat.joined.is_none_or(|joined| joined >= self.settle))
             };
             gang.seats.iter().filter(helps).max_by_key(|seat| seat.place).map(|seat| (i, *seat))
         })
     }
 
-    /// Places of a gang that could be taken without going below its minimum.
-    fn above_min(&self, i: usize) -> usize {
+    /// Places of a gang that could be taken for a job without going below its minimum.
+    fn above_min(&self, i: usize, job: &Queued) -> usize {
         let gang = &self.gangs[i];
-        gang.seats.iter().filter(|seat| self.stays(i, seat)).count().saturating_sub(gang.min)
+        let stay = || gang.seats.iter().filter(|seat| self.stays(i, seat));
+        let kept = stay().filter(|seat| self.is_kept(gang, seat, job)).count();
+        // The minimum without the new ones: otherwise an old member would be taken in place of a new one.
+        stay().count().saturating_sub(gang.min + kept)
+    }
+
+    /// It has just joined, and is not given to an equal.
+    fn is_kept(&self, gang: &Gang, seat: &Seat, job: &Queued) -> bool {
+        gang.priority == job.priority && seat.joined.is_some_and(|joined| joined < self.settle)
     }
 
     fn stays(&self, i: usize, seat: &Seat) -> bool {

@@ -46,6 +46,11 @@ impl Bed {
     pub async fn durable() -> Self {
         let mut options = Options::throwaway();
         options.durable = true;
+        Self::with(options).await
+    }
+
+    /// With a Postgres of these settings.
+    pub async fn with(options: Options) -> Self {
         Self::over(Postgres::throwaway_with(options).expect("a throwaway Postgres")).await
     }
 

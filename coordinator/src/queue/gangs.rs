@@ -1,0 +1,118 @@
+//! What the scheduler sees of the jobs that hold places, and of the places that ended.
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{
+    bars::{Ended, How},
+    convert,
+    db::DbError,
+    ids::{JobId, WorkerId},
+    job::Phase,
+    scheduler::Standing,
+};
+
+/// An attempt whose places are not all given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GangEntry {
+    /// The job.
+    pub job: JobId,
+    /// The attempt.
+    pub attempt: u32,
+    /// The job's priority.
+    pub priority: i32,
+    /// Members that are left to it.
+    pub min: u32,
+    /// Members that it can use.
+    pub max: u32,
+    /// The kinds of its workers.
+    pub kinds: Vec<String>,
+    /// What it is about.
+    pub standing: Standing,
+    /// Its live places, by number.
+    pub seats: Vec<SeatEntry>,
+}
+
+/// A live place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeatEntry {
+    /// Its number.
+    pub place: u32,
+    /// Its holder.
+    pub worker: WorkerId,
+    /// It was asked to leave.
+    pub leaving: bool,
+}
+
+/// Every attempt that holds places, by age of its job.
+pub async fn gangs(pool: &PgPool) -> Result<Vec<GangEntry>, DbError> {
+    let rows = sqlx::query!(
+        r#"select j.job_id, j.priority, j.workers_min, j.workers_max, p.attempt, a.phase,
+                  array_agg(distinct p.kind) as "kinds!", array_agg(p.place order by p.place) as "places!",
+                  array_agg(p.worker_id order by p.place) as "workers!",
+                  array_agg(p.leaving is not null order by p.place) as "leaving!"
+           from places p
+           join attempts a on a.job_id = p.job_id and a.attempt = p.attempt
+           join jobs j on j.job_id = p.job_id
+           where p.live
+           group by j.job_id, p.attempt, a.phase order by j.number, p.attempt"#
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut gangs = Vec::with_capacity(rows.len());
+    for row in rows {
+        let phase = Phase::parse(&row.phase).ok_or_else(|| DbError::Data(format!("phase {}", row.phase)))?;
+        let seats = row.places.into_iter().zip(row.workers).zip(row.leaving);
+        let seat = |((place, worker), leaving): ((i32, Uuid), bool)| SeatEntry {
+            place: convert::to_u32(place),
+            worker: WorkerId(worker),
+            leaving,
+        };
+        gangs.push(GangEntry {
+            job: JobId(row.job_id),
+            attempt: convert::to_u32(row.attempt),
+            priority: row.priority,
+            min: convert::to_u32(row.workers_min),
+            max: convert::to_u32(row.workers_max),
+            kinds: row.kinds,
+            standing: standing(phase),
+            seats: seats.map(seat).collect(),
+        });
+    }
+    Ok(gangs)
+}
+
+fn standing(phase: Phase) -> Standing {
+    match phase {
+        Phase::Loading => Standing::Loading,
+        Phase::Training => Standing::Training,
+        Phase::Closing | Phase::Ended => Standing::Ending,
+    }
+}
+
+/// The places that ended in live attempts in a way that bars their workers, with whoever has their names now.
+pub async fn troubled_places(pool: &PgPool) -> Result<Vec<Ended>, DbError> {
+    let rows = sqlx::query!(
+        r#"select p.job_id, p.attempt, p.place, w.worker_id,
+                  p.outcome = 'EXPELLED' and not m.joined as "unfit!"
+           from jobs j
+           join places p on p.job_id = j.job_id and p.attempt = j.attempt and not p.live
+           join workers w on w.name = p.worker and w.state = 'LIVE'
+           cross join lateral (
+             select exists (select 1 from members m where m.job_id = p.job_id and m.attempt = p.attempt
+                            and m.place = p.place) as joined
+           ) m
+           where j.state = 'RUNNING'
+             and (p.outcome = 'EXPELLED' or (p.outcome in ('LOST', 'FAILED') and not m.joined))"#
+    )
+    .fetch_all(pool)
+    .await?;
+    let ended = |row: (Uuid, i32, i32, Uuid, bool)| Ended {
+        job: JobId(row.0),
+        attempt: convert::to_u32(row.1),
+        place: convert::to_u32(row.2),
+        worker: WorkerId(row.3),
+        how: if row.4 { How::Unfit } else { How::Troubled },
+    };
+    Ok(rows.into_iter().map(|r| ended((r.job_id, r.attempt, r.place, r.worker_id, r.unfit))).collect())
+}
