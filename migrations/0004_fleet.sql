@@ -1,6 +1,3 @@
 -- Whether a silent worker was seen to close its connection: its last stream ended, as a live coordinator saw, and none
 -- began since.
 alter table worker_leases add column closed boolean not null default false;
-
--- Tells a process that registers again from another one of the same name.
-alter table workers add column if not exists process_id text not null default '';

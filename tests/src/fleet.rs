@@ -33,6 +33,8 @@ pub struct Options {
     pub s3: bool,
     /// Coordinators on the one database; 0 means 1.
     pub coordinators: usize,
+    /// A Postgres that keeps every commit when it is stopped; otherwise it forgets the last ones.
+    pub durable: bool,
 }
 
 /// A running fleet. Everything ends when it is dropped.
@@ -45,7 +47,7 @@ pub struct Fleet {
     store_url: String,
     database_url: String,
     _s3: Option<S3>,
-    _postgres: Postgres,
+    pub postgres: Postgres,
     pub dir: TempDir,
 }
 
@@ -53,7 +55,9 @@ impl Fleet {
     /// Starts Postgres, the store and the coordinators; no worker yet.
     pub async fn start(options: Options) -> Result<Fleet> {
         let dir = TempDir::new()?;
-        let postgres = Postgres::throwaway().context("start a private Postgres")?;
+        let mut settings = lorafleet_postgres::Options::throwaway();
+        settings.durable = options.durable;
+        let postgres = Postgres::throwaway_with(settings).context("start a private Postgres")?;
         let database_url = postgres.url("postgres");
         let (s3, store_url, env) = if options.s3 {
             let s3 = S3::start(&dir.path().join("s3")).await?;
@@ -72,7 +76,7 @@ impl Fleet {
             store_url,
             database_url,
             _s3: s3,
-            _postgres: postgres,
+            postgres,
             dir,
         };
         for _ in 0..options.coordinators.max(1) {
@@ -83,10 +87,23 @@ impl Fleet {
 
     /// Starts one more coordinator on the same database and store.
     pub async fn start_coordinator(&mut self) -> Result<()> {
-        let port = free_port()?;
-        let name = format!("coordinator-{}", self.ports.len());
+        let (at, port) = (self.ports.len(), free_port()?);
+        let process = self.coordinator(at, port)?;
+        self.coordinators.push(process);
+        self.ports.push(port);
+        self.answers(at).await
+    }
+
+    /// Starts coordinator number `at` anew, at the address that it had.
+    pub async fn restart_coordinator(&mut self, at: usize) -> Result<()> {
+        self.coordinators[at] = self.coordinator(at, self.ports[at])?;
+        self.answers(at).await
+    }
+
+    fn coordinator(&self, at: usize, port: u16) -> Result<Process> {
+        let name = format!("coordinator-{at}");
         let home = self.home(&name)?;
-        let process = Process::start(
+        Process::start(
             &name,
             Command::new(program("lorafleet-coordinator")?)
                 .current_dir(&home)
@@ -98,10 +115,11 @@ impl Fleet {
                 .args(["--store", &self.store_url])
                 .args(["--lease", "4s", "--heartbeat", "500ms"]),
             self.dir.path(),
-        )?;
-        self.coordinators.push(process);
-        self.ports.push(port);
-        let url = self.url(self.ports.len() - 1);
+        )
+    }
+
+    async fn answers(&self, at: usize) -> Result<()> {
+        let url = self.url(at);
         until("the coordinator to answer", PATIENCE, || async {
             let mut client = FleetClient::connect(url.clone()).await?;
             client.list_workers(pb::ListWorkersRequest::default()).await?;

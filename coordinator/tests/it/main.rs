@@ -9,5 +9,6 @@ mod jobs_api;
 mod leases;
 mod life;
 mod outages;
+mod pooler;
 mod race;
 mod watch;

@@ -6,6 +6,7 @@ mod command_line;
 mod forms;
 mod kill_all;
 mod no_shared_folder;
+mod outages;
 mod polite;
 mod same_adapter;
 mod two_jobs;
