@@ -1,4 +1,7 @@
-//! The scheduling loop: lead, end leases, take back what the lost held, start gangs, say why the others wait.
+//! The scheduling loop: lead, end leases, take back what the lost held, start gangs, grow and shrink them, say why
+//! jobs wait.
+
+mod sight;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -6,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sight::Sight;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,10 +18,11 @@ use crate::{
     db::{DbError, within},
     fleet, gang,
     hub::Hub,
-    ids::{Fence, JobId, WorkerId},
+    ids::{Fence, JobId, PlaceNo, RunId, WorkerId},
     leadership::{Candidate, Leadership},
-    metrics, queue,
-    scheduler::{self, Decision, Queued, Times},
+    metrics,
+    queue::{self, GangEntry, QueueEntry},
+    scheduler::{self, Decision, Standing, Times},
     silence::{self, Patience, Silence},
     stillness::Stillness,
 };
@@ -57,7 +62,7 @@ pub struct Leader {
 #[derive(Debug)]
 struct Memory {
     leases: Stillness<WorkerId>,
-    queued_since: HashMap<JobId, Instant>,
+    sight: Sight,
     loading_since: HashMap<(JobId, Fence), Instant>,
     last_tick: Option<Instant>,
     leases_checked: Option<Instant>,
@@ -68,7 +73,7 @@ impl Memory {
     fn new() -> Self {
         Self {
             leases: Stillness::new(),
-            queued_since: HashMap::new(),
+            sight: Sight::default(),
             loading_since: HashMap::new(),
             last_tick: None,
             leases_checked: None,
@@ -179,32 +184,19 @@ impl Leader {
 
     async fn schedule(&mut self, leadership: &Leadership, now: Instant) -> Result<(), DbError> {
         let started = Instant::now();
-        let fleet = fleet::free(&self.pool).await?;
+        let fleet = self.memory.sight.fleet(now, fleet::free(&self.pool).await?);
         let entries = queue::queued(&self.pool, u32::try_from(fleet.len()).unwrap_or(u32::MAX)).await?;
-        if entries.is_empty() {
-            self.memory.queued_since.clear();
-            return Ok(());
+        let queued = self.memory.sight.queue(now, &entries);
+        let gangs = queue::gangs(&self.pool).await?;
+        let ended = queue::troubled_places(&self.pool).await?;
+        let held = self.memory.sight.gangs(now, &gangs, &ended);
+        let times = Times { gather: self.config.gather, settle: SETTLE };
+        for decision in scheduler::schedule(&queued, &held, &fleet, times) {
+            self.carry_out(leadership, &decision, &entries, &gangs).await?;
         }
-        let known: HashSet<JobId> = entries.iter().map(|entry| entry.job).collect();
-        self.memory.queued_since.retain(|job, _| known.contains(job));
-        let mut queued = Vec::with_capacity(entries.len());
-        for entry in &entries {
-            let since = *self.memory.queued_since.entry(entry.job).or_insert(now);
-            queued.push(Queued {
-                job: entry.job,
-                priority: 0,
-                min: entry.min as usize,
-                max: entry.max as usize,
-                waited: now.duration_since(since),
-                kind: entry.kinds.split(", ").next().filter(|kind| !kind.is_empty()).map(str::to_owned),
-            });
+        if !entries.is_empty() {
+            metrics::decision(started.elapsed());
         }
-        let decisions =
-            scheduler::schedule(&queued, &[], &fleet, Times { gather: self.config.gather, settle: SETTLE });
-        for (decision, entry) in decisions.iter().zip(&entries) {
-            self.carry_out(leadership, decision, &entry.message).await?;
-        }
-        metrics::decision(started.elapsed());
         Ok(())
     }
 
@@ -212,23 +204,66 @@ impl Leader {
         &self,
         leadership: &Leadership,
         decision: &Decision,
-        said: &str,
+        entries: &[QueueEntry],
+        gangs: &[GangEntry],
     ) -> Result<(), DbError> {
         match decision {
             Decision::Start { job, places } => {
                 if gang::start(&self.pool, leadership, *job, places).await? {
                     info!(%job, workers = places.len(), "attempt started");
-                    self.hub.job_changed(*job);
-                    self.hub.want_dispatch();
+                    self.changed(*job);
                 }
             }
-            Decision::Wait { job, reason } if reason != said => {
-                queue::explain(&self.pool, *job, reason).await?;
-                self.hub.job_changed(*job);
+            Decision::Wait { job, reason } => {
+                let said = entries.iter().find(|entry| entry.job == *job).map(|entry| &entry.message);
+                if said != Some(reason) {
+                    queue::explain(&self.pool, *job, reason).await?;
+                    self.hub.job_changed(*job);
+                }
             }
-            Decision::Wait { .. } | Decision::Grow { .. } | Decision::Shrink { .. } => {}
+            Decision::Grow { job, places } => {
+                for place in places {
+                    self.grow(leadership, *job, *place).await?;
+                }
+            }
+            Decision::Shrink { job, places, for_job } => {
+                let gang = gangs.iter().find(|gang| gang.job == *job && gang.standing != Standing::Ending);
+                let Some(gang) = gang else { return Ok(()) };
+                for place in places {
+                    let run = RunId { job: *job, attempt: gang.attempt, place: PlaceNo(*place) };
+                    self.shrink(leadership, run, *for_job).await?;
+                }
+            }
         }
         Ok(())
+    }
+
+    async fn grow(&self, leadership: &Leadership, job: JobId, place: scheduler::Place) -> Result<(), DbError> {
+        match gang::grow(&self.pool, leadership, job, place).await {
+            Ok(Some(number)) => {
+                info!(%job, place = %number, "a worker is to join");
+                self.changed(job);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            // The slot was given away, or the worker is in the gang, by another coordinator at the same instant.
+            Err(error) if error.unique_violation().is_some() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn shrink(&self, leadership: &Leadership, run: RunId, for_job: JobId) -> Result<(), DbError> {
+        let reason = format!("{} needs the worker", for_job.name());
+        if gang::shrink(&self.pool, leadership, run, &reason).await? {
+            info!(%run, %for_job, "a worker is asked to leave");
+            self.changed(run.job);
+        }
+        Ok(())
+    }
+
+    fn changed(&self, job: JobId) {
+        self.hub.job_changed(job);
+        self.hub.want_dispatch();
     }
 }
 

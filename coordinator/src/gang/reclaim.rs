@@ -2,6 +2,8 @@
 
 mod judge;
 
+use std::collections::BTreeSet;
+
 use lorafleet_proto::v1 as pb;
 use sqlx::{PgPool, types::Json};
 
@@ -12,7 +14,7 @@ use crate::{
     events::{self, Event},
     ids::{Fence, JobId, PlaceNo, WorkerId},
     job::{Cause, JobState},
-    queue,
+    queue::{self, NewGeneration},
 };
 
 /// A place that a worker says it holds, with the generation that it is in.
@@ -223,12 +225,38 @@ async fn go_on(
 ) -> Result<(), DbError> {
     let mut members: Vec<&Claim> = taken.iter().copied().filter(|claim| claim.fence.generation > 0).collect();
     members.sort_by_key(|claim| claim.place);
-    let (Some(above), false) = (above, members.is_empty()) else {
-        let message = format!("{} of attempt {} that the database had forgotten goes on", places(taken), row.attempt);
+    let live = queue::lock_running(tx, job).await?;
+    let (Some(above), Some(live), false) = (above, live, members.is_empty()) else {
+        let message = format!("the database had forgotten {} of attempt {}", places(taken), row.attempt);
         return events::append(tx, job, Event::new("reclaimed", message, Some(row))).await;
     };
-    for claim in &members {
-        // Manifests under a generation that the rows know can be adopted.
+    let numbers: Vec<PlaceNo> = members.iter().map(|claim| claim.place).collect();
+    know_claimed_generations(tx, job, &members).await?;
+    forget_what_was_loaded(tx, job, row.attempt, &numbers).await?;
+    let seated = queue::places(tx, job, row).await?;
+    let seated = || seated.iter().filter(|place| numbers.contains(&place.place));
+    let kinds: BTreeSet<&str> = seated().map(|place| place.kind.as_str()).collect();
+    let kinds = kinds.into_iter().collect::<Vec<_>>().join(", ");
+    let fence = row.next(above);
+    let new = NewGeneration { fence: &fence, members: &numbers, start_step: live.step, kinds: &kinds };
+    if !queue::open_generation(tx, &live, &new).await? {
+        return Err(DbError::Data(format!("a fence of job {job} that changed under its lock")));
+    }
+    if let Some(total_steps) = seated().find_map(|place| Some(place.ready.as_ref()?.total_steps)).filter(|n| *n > 0) {
+        queue::set_total_steps(tx, job, total_steps).await?;
+    }
+    let names: Vec<&str> = seated().map(|place| place.name.as_str()).collect();
+    let message = format!(
+        "the database had forgotten what the gang did up to generation {above}; it goes on in generation {}: {}",
+        fence.generation,
+        names.join(", ")
+    );
+    events::append(tx, job, Event::new("reclaimed", message, Some(&fence))).await
+}
+
+/// Manifests under a generation that the rows know can be adopted.
+async fn know_claimed_generations(tx: &mut Tx, job: JobId, members: &[&Claim]) -> Result<(), DbError> {
+    for claim in members {
         sqlx::query!(
             "insert into generations (job_id, attempt, generation, generation_id, world_size)
              values ($1, $2, $3, $4, $5) on conflict do nothing",
@@ -241,7 +269,28 @@ async fn go_on(
         .execute(&mut **tx)
         .await?;
     }
-    todo()
+    Ok(())
+}
+
+/// Live places beside these may be nobody's by now: one is a member again when its holder says that it has loaded, or
+/// claims it.
+async fn forget_what_was_loaded(
+    tx: &mut Tx,
+    job: JobId,
+    attempt: u32,
+    but: &[PlaceNo],
+) -> Result<(), DbError> {
+    let but: Vec<i32> = but.iter().map(|place| place.to_i32()).collect();
+    sqlx::query!(
+        "update places set ready = null, parted = null
+         where job_id = $1 and attempt = $2 and live and place <> all($3)",
+        job.0,
+        convert::to_i32(attempt),
+        &but,
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
 
 fn places(claims: &[&Claim]) -> String {

@@ -14,6 +14,8 @@ const TOO_LARGE: i64 = 100;
 pub struct QueueEntry {
     /// The job.
     pub job: JobId,
+    /// The higher goes first.
+    pub priority: i32,
     /// Members that it needs.
     pub min: u32,
     /// Members that it can use.
@@ -24,30 +26,34 @@ pub struct QueueEntry {
     pub message: String,
 }
 
-/// The head of the queue, oldest first: jobs that a fleet of `workers` could hold, and some that it could not.
+/// The head of the queue, by priority and then age: jobs that a fleet of `workers` could hold, and some that it could not.
 pub async fn queued(pool: &PgPool, workers: u32) -> Result<Vec<QueueEntry>, DbError> {
     let rows = sqlx::query!(
         r#"select job_id as "job_id!", workers_min as "min!", workers_max as "max!", kinds as "kinds!",
+                  priority as "priority!",
                   state_message as "message!"
            from (
-             (select * from jobs where state = 'QUEUED' and workers_min <= $1 order by number limit $2)
+             (select * from jobs where state = 'QUEUED' and workers_min <= $1
+              order by priority desc, number limit $2)
              union all
-             (select * from jobs where state = 'QUEUED' and workers_min > $1 order by number limit $3)
-           ) head order by number"#,
+             (select * from jobs where state = 'QUEUED' and workers_min > $1
+              order by priority desc, number limit $3)
+           ) head order by priority desc, number"#,
         convert::to_i32(workers),
         WINDOW,
         TOO_LARGE,
     )
     .fetch_all(pool)
     .await?;
-    let entry = |(job_id, min, max, kinds, message)| QueueEntry {
-        job: JobId(job_id),
-        min: convert::to_u32(min),
-        max: convert::to_u32(max),
-        kinds,
-        message,
-    };
-    Ok(rows.into_iter().map(|r| entry((r.job_id, r.min, r.max, r.kinds, r.message))).collect())
+    let entries = rows.into_iter().map(|row| QueueEntry {
+        job: JobId(row.job_id),
+        priority: row.priority,
+        min: convert::to_u32(row.min),
+        max: convert::to_u32(row.max),
+        kinds: row.kinds,
+        message: row.message,
+    });
+    Ok(entries.collect())
 }
 
 /// Says why a job waits; only written where it changed.

@@ -5,13 +5,6 @@
 
 use crate::{ids::Fence, job::JobState};
 
-/// What a member says that it runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// The generation that it is in; generation 0 while it loads.
-    pub fence: Fence,
-}
-
 /// What the rows say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
@@ -57,9 +50,9 @@ pub enum Verdict {
     Place,
 }
 
-/// Judges one claim.
-pub fn judge(claim: &Claim, known: &Known) -> Verdict {
-    let (claimed, row) = (&claim.fence, &known.fence);
+/// Judges the claim of a member that says it is in the generation under `claimed`; generation 0 while it loads.
+pub fn judge(claimed: &Fence, known: &Known) -> Verdict {
+    let row = &known.fence;
     if known.state.is_terminal() || claimed.attempt < row.attempt {
         return Verdict::Stale;
     }
@@ -93,7 +86,7 @@ mod tests {
     }
 
     fn verdict(claimed: Fence, state: JobState, row: Fence, place: KnownPlace) -> Verdict {
-        judge(&Claim { fence: claimed }, &Known { state, fence: row, place })
+        judge(&claimed, &Known { state, fence: row, place })
     }
 
     #[test]
