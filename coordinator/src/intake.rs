@@ -10,7 +10,7 @@ use tracing::{debug, info};
 use crate::{
     db::{DbError, within},
     dispatch, fleet,
-    gang::{self, Conductor, Fenced, Finish},
+    gang::{self, Answer, Claim, Conductor, Fenced, Finish},
     hub::{Hub, Seat},
     ids::{Fence, JobId, NameError, PlaceNo, RunId, WorkerId},
     job::AttemptState,
@@ -210,7 +210,10 @@ impl Intake<'_> {
         };
         let run = RunId { job, attempt: fence.attempt, place: PlaceNo(finished.place) };
         let finish = Finish { worker: self.worker, run, outcome };
-        let done = gang::finished(self.pool, self.conductor.moment(), finish).await?;
+        let mut done = gang::finished(self.pool, self.conductor.moment(), finish).await?;
+        if done == Fenced::Stale && self.reclaims(run, &fence).await? {
+            done = gang::finished(self.pool, self.conductor.moment(), finish).await?;
+        }
         self.seat.finished(run);
         let mut answers = match done {
             // That it has stopped is what a stale worker should say.
@@ -231,6 +234,15 @@ impl Intake<'_> {
         Ok(answers)
     }
 
+    /// Whether a place that the rows did not know is known to them now: its last word counts as any member's.
+    async fn reclaims(&self, run: RunId, fence: &Fence) -> Result<bool, DbError> {
+        if !gang::may_be_ahead(self.pool, self.worker, run.job, fence).await? {
+            return Ok(false);
+        }
+        let claim = Claim { worker: self.worker, fence: fence.clone(), place: run.place };
+        Ok(gang::reclaim(self.pool, run.job, &[claim]).await? == [Answer::Reclaimed])
+    }
+
     /// Tells the other members what the sender gets as its answer.
     fn tell_all(&self, job: JobId, fence: &Fence, message: Down) -> Down {
         let others = pb::CoordinatorMessage { message: Some(message.clone()) };
@@ -245,6 +257,10 @@ impl Intake<'_> {
         debug!(%run, %fence, worker = %self.worker, kind, "stale write refused");
         let at = queue::whereabouts(self.pool, self.worker, run).await?;
         if at.is_some_and(|at| at.attempt == AttemptState::Running && at.outcome.is_none()) {
+            return Ok(Vec::new());
+        }
+        if gang::may_be_ahead(self.pool, self.worker, run.job, fence).await? {
+            // What its heartbeats list is judged before it is told anything.
             return Ok(Vec::new());
         }
         let place = at.map_or(run.place, |at| at.place);

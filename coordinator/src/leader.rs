@@ -238,7 +238,12 @@ impl Leader {
         Ok(())
     }
 
-    async fn grow(&self, leadership: &Leadership, job: JobId, place: scheduler::Place) -> Result<(), DbError> {
+    async fn grow(
+        &self,
+        leadership: &Leadership,
+        job: JobId,
+        place: scheduler::Place,
+    ) -> Result<(), DbError> {
         match gang::grow(&self.pool, leadership, job, place).await {
             Ok(Some(number)) => {
                 info!(%job, place = %number, "a worker is to join");

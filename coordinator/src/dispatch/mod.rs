@@ -13,13 +13,13 @@ use next::{Shown, Tell, Told, next, stop_reason};
 use pb::coordinator_message::Message as Down;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     checkpoints,
     db::{DbError, within},
     fleet,
-    gang::{self, Conductor, Fenced, Finish},
+    gang::{self, Answer, Claim, Conductor, Fenced, Finish},
     hub::{Connected, Hub},
     ids::{Fence, JobId, RunId, WorkerId},
     job::{AttemptState, MemberOutcome, Phase},
@@ -92,6 +92,7 @@ impl Dispatcher {
             by_worker.entry(held.worker).or_default().push(held);
         }
         let mut current = HashSet::new();
+        let mut claims: HashMap<JobId, Vec<(&Connected, Claim)>> = HashMap::new();
         for stream in &streams {
             let places = by_worker.remove(&stream.worker).unwrap_or_default();
             for held in &places {
@@ -99,11 +100,16 @@ impl Dispatcher {
                 self.tell_about(stream, held).await?;
             }
             for (run, fence) in &stream.running {
-                if !places.iter().any(|held| held.run == *run) {
-                    current.insert((stream.connection, *run));
-                    self.stop_stale(stream, *run, fence).await?;
+                current.insert((stream.connection, *run));
+                let held = places.iter().find(|held| held.run == *run);
+                if held.is_none_or(|held| is_ahead(fence, held)) && self.stop_is_due(stream, *run) {
+                    let claim = Claim { worker: stream.worker, fence: fence.clone(), place: run.place };
+                    claims.entry(run.job).or_default().push((stream, claim));
                 }
             }
+        }
+        for (job, claims) in claims {
+            self.answer_claims(job, claims).await?;
         }
         self.told.retain(|key, _| current.contains(key));
         Ok(waiting)
@@ -170,16 +176,35 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// Workers run what the rows do not know: it is taken up by the rows, or they are told to stop.
+    async fn answer_claims(&mut self, job: JobId, claims: Vec<(&Connected, Claim)>) -> Result<(), DbError> {
+        let (streams, claims): (Vec<_>, Vec<_>) = claims.into_iter().unzip();
+        let answers = gang::reclaim(&self.pool, job, &claims).await?;
+        if answers.contains(&Answer::Reclaimed) {
+            info!(%job, "what the database had forgotten goes on");
+            self.hub.job_changed(job);
+            self.hub.want_dispatch();
+        }
+        for ((stream, claim), answer) in streams.into_iter().zip(claims).zip(answers) {
+            if answer == Answer::Stale {
+                let run = RunId { job, attempt: claim.fence.attempt, place: claim.place };
+                self.stop_stale(stream, run, &claim.fence).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_is_due(&self, stream: &Connected, run: RunId) -> bool {
+        let told = self.told.get(&(stream.connection, run)).and_then(|told| told.stop);
+        told.is_none_or(|at| stream.heartbeats >= at + STOP_AGAIN)
+    }
+
     /// A worker runs what it holds no place for.
     async fn stop_stale(&mut self, stream: &Connected, run: RunId, fence: &Fence) -> Result<(), DbError> {
-        let told = self.told.entry((stream.connection, run)).or_default();
-        if told.stop.is_some_and(|at| stream.heartbeats < at + STOP_AGAIN) {
-            return Ok(());
-        }
         let at = queue::whereabouts(&self.pool, stream.worker, run).await?;
         let message = pb::CoordinatorMessage { message: Some(stop(run, fence, stop_reason_of(at))) };
         if stream.outbox.try_send(Ok(message)).is_ok() {
-            told.stop = Some(stream.heartbeats);
+            self.told.entry((stream.connection, run)).or_default().stop = Some(stream.heartbeats);
         }
         Ok(())
     }
@@ -191,6 +216,16 @@ impl Dispatcher {
         let resume = checkpoints::resumable(&self.pool, held.run.job, &held.fence).await?;
         Ok(pb::Begin { job: held.run.job.name(), fence: Some((&held.fence).into()), members, resume })
     }
+}
+
+/// Whether a worker lists a place in a generation that the rows do not know, or do not know it to have loaded.
+fn is_ahead(listed: &Fence, held: &Held) -> bool {
+    let (listed_number, number) = (listed.generation, held.fence.generation);
+    held.state == AttemptState::Running
+        && listed_number > 0
+        && (listed_number > number
+            || (listed_number == number && listed.generation_id != held.fence.generation_id)
+            || !held.ready)
 }
 
 fn assign(held: &Held, spec: pb::JobSpec) -> pb::Assign {

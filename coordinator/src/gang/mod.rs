@@ -5,7 +5,9 @@ mod agree;
 mod conductor;
 mod end;
 mod finish;
+mod reclaim;
 mod reports;
+mod resize;
 mod start;
 mod why;
 
@@ -13,8 +15,10 @@ pub use advance::Moment;
 pub use conductor::Conductor;
 pub use end::{CancelError, cancel, give_up_loading};
 pub use finish::{Finish, finished, member_gone};
+pub use reclaim::{Answer, Claim, may_be_ahead, reclaim};
 pub use reports::{checkpoint_written, parted, report};
-pub use start::{add_place, leave, start};
+pub use resize::{grow, shrink};
+pub use start::start;
 
 /// The answer to a write that a worker caused.
 #[derive(Clone, Debug, PartialEq, Eq)]

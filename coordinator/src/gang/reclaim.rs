@@ -31,8 +31,10 @@ pub struct Claim {
 /// What became of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The rows know it, by now at least.
+    /// The rows know it.
     Known,
+    /// The rows know it now.
+    Reclaimed,
     /// It is stale: the worker must stop.
     Stale,
 }
@@ -76,6 +78,7 @@ pub async fn reclaim(pool: &PgPool, job: JobId, claims: &[Claim]) -> Result<Vec<
             answers[i] = Answer::Stale;
             continue;
         }
+        answers[i] = Answer::Reclaimed;
         taken.push(claim);
     }
     if !taken.is_empty() {
@@ -126,7 +129,7 @@ async fn known_place(tx: &mut Tx, job: JobId, claim: &Claim, row: &Fence) -> Res
         claim.place.to_i32(),
         claim.worker.0,
     )
-    .fetch_optional(tx)
+    .fetch_optional(&mut **tx)
     .await?;
     Ok(match place {
         None => KnownPlace::Unknown,
@@ -242,7 +245,9 @@ async fn go_on(
     if !queue::open_generation(tx, &live, &new).await? {
         return Err(DbError::Data(format!("a fence of job {job} that changed under its lock")));
     }
-    if let Some(total_steps) = seated().find_map(|place| Some(place.ready.as_ref()?.total_steps)).filter(|n| *n > 0) {
+    if let Some(total_steps) =
+        seated().find_map(|place| Some(place.ready.as_ref()?.total_steps)).filter(|n| *n > 0)
+    {
         queue::set_total_steps(tx, job, total_steps).await?;
     }
     let names: Vec<&str> = seated().map(|place| place.name.as_str()).collect();
@@ -254,9 +259,9 @@ async fn go_on(
     events::append(tx, job, Event::new("reclaimed", message, Some(&fence))).await
 }
 
-/// Manifests under a generation that the rows know can be adopted.
+/// Manifests count, and can be adopted, only under a generation that the rows know, from one of its members.
 async fn know_claimed_generations(tx: &mut Tx, job: JobId, members: &[&Claim]) -> Result<(), DbError> {
-    for claim in members {
+    for (index, claim) in members.iter().enumerate() {
         sqlx::query!(
             "insert into generations (job_id, attempt, generation, generation_id, world_size)
              values ($1, $2, $3, $4, $5) on conflict do nothing",
@@ -265,6 +270,19 @@ async fn know_claimed_generations(tx: &mut Tx, job: JobId, members: &[&Claim]) -
             claim.fence.generation_i32(),
             claim.fence.generation_id,
             convert::to_i32(u32::try_from(members.len()).unwrap_or(u32::MAX)),
+        )
+        .execute(&mut **tx)
+        .await?;
+        sqlx::query!(
+            "insert into members (job_id, attempt, generation, index, place)
+             select job_id, attempt, generation, $5, $6 from generations
+             where job_id = $1 and attempt = $2 and generation = $3 and generation_id = $4 on conflict do nothing",
+            job.0,
+            claim.fence.attempt_i32(),
+            claim.fence.generation_i32(),
+            claim.fence.generation_id,
+            convert::to_i32(u32::try_from(index).unwrap_or(u32::MAX)),
+            claim.place.to_i32(),
         )
         .execute(&mut **tx)
         .await?;

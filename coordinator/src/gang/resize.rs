@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 
-use super::{add_place, leave};
+use super::start::{add_place, leave};
 use crate::{
     db::DbError,
     ids::{JobId, PlaceNo, RunId},

@@ -143,7 +143,10 @@ mod tests {
             let worker = Worker { worker, kind: "k".into(), free: free.to_vec(), idle: Duration::ZERO };
             sight.fleet(at(s), vec![worker])[0].idle.as_secs()
         };
-        assert_eq!([idle(0, &[0]), idle(3, &[0]), idle(4, &[]), idle(5, &[0]), idle(7, &[0])], [0, 3, 0, 0, 2]);
+        assert_eq!(
+            [idle(0, &[0]), idle(3, &[0]), idle(4, &[]), idle(5, &[0]), idle(7, &[0])],
+            [0, 3, 0, 0, 2]
+        );
     }
 
     #[test]
@@ -159,11 +162,13 @@ mod tests {
             message: String::new(),
         };
         let mut sight = Sight::default();
-        let mut waited = |s, entries: &[QueueEntry]| {
-            sight.queue(at(s), entries).first().map(|job| job.waited.as_secs())
-        };
+        let mut waited =
+            |s, entries: &[QueueEntry]| sight.queue(at(s), entries).first().map(|job| job.waited.as_secs());
         let one = std::slice::from_ref(&entry);
-        assert_eq!([waited(0, one), waited(2, one), waited(3, &[]), waited(4, one)], [Some(0), Some(2), None, Some(0)]);
+        assert_eq!(
+            [waited(0, one), waited(2, one), waited(3, &[]), waited(4, one)],
+            [Some(0), Some(2), None, Some(0)]
+        );
         let queued = &Sight::default().queue(start, one)[0];
         assert_eq!((queued.priority, queued.kind.as_deref()), (3, Some("a")));
     }

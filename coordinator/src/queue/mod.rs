@@ -1,6 +1,7 @@
 //! Every SQL statement about jobs, attempts, generations and the places that workers hold in them.
 
 mod attempts;
+mod gangs;
 mod generations;
 mod held;
 mod jobs;
@@ -10,6 +11,7 @@ mod snapshot;
 pub use attempts::{
     close, jobs_that_wait_for, list_attempts, live_attempt, loading, open_attempt, set_total_steps,
 };
+pub use gangs::{GangEntry, SeatEntry, gangs, troubled_places};
 pub use generations::{NewGeneration, members, open_generation, was_member};
 pub use held::{Held, held};
 pub use jobs::{
@@ -20,4 +22,4 @@ pub use places::{
     Orphan, Place, Whereabouts, add_place, end_place, is_member, orphans, places, set_leaving, set_parted,
     set_ready, whereabouts,
 };
-pub use snapshot::{depth, explain, queued};
+pub use snapshot::{QueueEntry, depth, explain, queued};

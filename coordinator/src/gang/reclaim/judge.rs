@@ -105,7 +105,11 @@ mod tests {
             (fence(3, 1, "y"), Succeeded, KnownPlace::Unknown, Verdict::Stale),
             (fence(3, 1, "y"), Cancelled, KnownPlace::Unknown, Verdict::Stale),
         ] {
-            assert_eq!(verdict(claimed.clone(), state, row(), place), expected, "{claimed} {state:?} {place:?}");
+            assert_eq!(
+                verdict(claimed.clone(), state, row(), place),
+                expected,
+                "{claimed} {state:?} {place:?}"
+            );
         }
     }
 
@@ -128,7 +132,11 @@ mod tests {
             (fence(3, 1, "y"), Queued, KnownPlace::Unknown, Verdict::Attempt),
             (fence(3, 0, ""), Queued, KnownPlace::Unknown, Verdict::Attempt),
         ] {
-            assert_eq!(verdict(claimed.clone(), state, row(), place), expected, "{claimed} {state:?} {place:?}");
+            assert_eq!(
+                verdict(claimed.clone(), state, row(), place),
+                expected,
+                "{claimed} {state:?} {place:?}"
+            );
         }
         assert_eq!(verdict(fence(1, 1, "y"), Queued, fence(0, 0, ""), KnownPlace::Unknown), Verdict::Attempt);
     }
