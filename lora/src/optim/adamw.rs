@@ -38,10 +38,10 @@ pub(super) struct Factors {
 }
 
 impl Settings {
-    pub(super) fn factors(&self, step: u64, update: Update, rule: Rule) -> Factors {
+    pub(super) fn factors(&self, update: Update, rule: Rule) -> Factors {
         // libm's pow, not the platform's: the same bits on every machine.
-        let correction1 = 1.0 - libm::pow(self.beta1, step as f64);
-        let correction2 = 1.0 - libm::pow(self.beta2, step as f64);
+        let correction1 = 1.0 - libm::pow(self.beta1, update.count as f64);
+        let correction2 = 1.0 - libm::pow(self.beta2, update.count as f64);
         let lr = rule.lr * update.share;
         Factors {
             clip: update.clip,
@@ -71,7 +71,7 @@ impl Optimizer for AdamW {
     }
 
     fn step(&self, update: Update, gradient: &[f32], from: &State, to: &mut State) -> bool {
-        let factors = |rule| self.settings.factors(from.step + 1, update, rule);
+        let factors = |rule| self.settings.factors(update, rule);
         self.sweep.step(gradient, from, to, factors, adamw)
     }
 }

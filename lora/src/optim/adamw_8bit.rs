@@ -146,11 +146,10 @@ impl Optimizer for AdamW8bit {
 
     fn step(&self, update: Update, gradient: &[f32], from: &State, to: &mut State) -> bool {
         to.step = from.step + 1;
-        let step = to.step;
         self.work(gradient, from, to)
             .into_par_iter()
             .map(|(rule, work)| {
-                let factors = self.settings.factors(step, update, rule);
+                let factors = self.settings.factors(update, rule);
                 match work {
                     Work::Wide(elements) => adamw(&factors, elements),
                     Work::Narrow(narrow) => narrow.update(&factors),

@@ -39,6 +39,8 @@ pub struct Update {
     pub share: f64,
     /// Factor of the gradient: see [`clip::coefficient`].
     pub clip: f32,
+    /// The step as the bias correction of moments counts it, from 1.
+    pub count: u64,
 }
 
 /// What makes new weights of a gradient.

@@ -108,12 +108,7 @@ impl State {
         let mut hash = Sha256::new();
         hash.update(self.step.to_le_bytes());
         for buffer in std::iter::once(&self.weights).chain(&self.floats) {
-            let block = |values: &[f32]| {
-                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                Sha256::digest(bytes)
-            };
-            let digests: Vec<_> = buffer.par_chunks(HASH_BLOCK / 4).map(block).collect();
-            digests.iter().for_each(|digest| hash.update(digest));
+            hash_floats(&mut hash, buffer);
         }
         for buffer in &self.codes {
             let digests: Vec<_> = buffer.par_chunks(HASH_BLOCK).map(Sha256::digest).collect();
@@ -126,6 +121,16 @@ impl State {
     pub(super) fn floats<const N: usize>(&self) -> [&[f32]; N] {
         array::from_fn(|i| self.floats[i].as_slice())
     }
+}
+
+/// Adds a flat buffer to a hash; its blocks are hashed side by side.
+pub(crate) fn hash_floats(hash: &mut Sha256, buffer: &[f32]) {
+    let block = |values: &[f32]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Sha256::digest(bytes)
+    };
+    let digests: Vec<_> = buffer.par_chunks(HASH_BLOCK / 4).map(block).collect();
+    digests.iter().for_each(|digest| hash.update(digest));
 }
 
 /// The first N buffers, to be written.

@@ -68,7 +68,7 @@ fn train(optimizer: &dyn Optimizer, mut state: State, steps: u64) -> State {
     spare.floats.iter_mut().for_each(|buffer| buffer.fill(7.0));
     spare.codes.iter_mut().for_each(|buffer| buffer.fill(7));
     for step in state.step + 1..=steps {
-        let update = Update { share: step as f64 / STEPS as f64, clip: 1.0 };
+        let update = Update { share: step as f64 / STEPS as f64, clip: 1.0, count: step };
         assert!(optimizer.step(update, &gradient(step), &state, &mut spare));
         std::mem::swap(&mut state, &mut spare);
         assert_eq!(state.step, step);
@@ -208,7 +208,7 @@ fn a_file_of_another_optimizer_is_refused_by_name() {
 fn a_weight_that_is_not_finite_is_reported() {
     let parameters = parameters(|_| f64::MAX);
     for (name, optimizer) in optimizers(&parameters) {
-        let update = Update { share: 1.0, clip: 1.0 };
+        let update = Update { share: 1.0, clip: 1.0, count: 1 };
         let (from, mut to) = (start(&*optimizer), start(&*optimizer));
         assert!(!optimizer.step(update, &gradient(1), &from, &mut to), "{name}");
     }

@@ -105,12 +105,26 @@ impl Frozen {
     }
 }
 
+/// What of a whole state lies beside the two flat ones.
+pub(super) struct Rest {
+    pub start: Option<Arc<Vec<f32>>>,
+    pub progress: Progress,
+    pub best_weights: Arc<Vec<f32>>,
+}
+
 impl Trainer {
     /// Takes over a checkpoint; what was accumulated of a step is dropped.
     ///
     /// # Errors
     /// When a file is missing, damaged, or of another job's. The current state is then untouched.
     pub fn restore(&mut self, files: &CheckpointFiles) -> Result<(), TrainError> {
+        let rest = self.load(files)?;
+        self.take(rest);
+        Ok(())
+    }
+
+    /// Reads files into the spare state; what does not lie in it is returned.
+    pub(super) fn load(&mut self, files: &CheckpointFiles) -> Result<Rest, TrainError> {
         let get = |name: &'static str| files.get(name).ok_or(AdapterError::MissingFile(name));
         let (weights, start) = if self.trains_all() {
             get(MODEL_CONFIG_FILE)?;
@@ -131,16 +145,23 @@ impl Trainer {
         })?;
         spare.weights = weights;
         // Without a file of their own, the best weights are the current ones.
-        self.best_weights = Arc::new(match (best, progress.best) {
+        let best_weights = Arc::new(match (best, progress.best) {
             (Some(best), _) => best,
             (None, Some(_)) if self.keeps_best => spare.weights.clone(),
             (None, _) => Vec::new(),
         });
+        Ok(Rest { start, progress, best_weights })
+    }
+
+    /// Makes what [`Trainer::load`] read the current state.
+    pub(super) fn take(&mut self, rest: Rest) {
+        let Rest { start, progress, best_weights } = rest;
         self.start = start;
         self.progress = progress;
+        self.best_weights = best_weights;
         self.states.adopt();
+        self.restored_at = self.step();
         self.abandon_step();
-        Ok(())
     }
 
     /// Starts from an adapter's weights instead of the initial ones, with fresh moments, at step 0.

@@ -7,6 +7,7 @@ mod model_file;
 mod progress;
 mod setup;
 mod step;
+mod transfer;
 
 use std::sync::Arc;
 
@@ -68,6 +69,8 @@ pub struct Trainer {
     keeps_best: bool,
     /// Its weights; empty before the first, and where they are not kept.
     best_weights: Arc<Vec<f32>>,
+    /// The step at which a state was last taken over; 0 if none was.
+    restored_at: u64,
     flops: FlopCounter,
 }
 
@@ -121,6 +124,7 @@ impl Trainer {
             progress: Progress::default(),
             keeps_best: job.checkpoint.best,
             best_weights: Arc::default(),
+            restored_at: 0,
             flops: FlopCounter::default(),
         })
     }

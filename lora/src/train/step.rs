@@ -74,6 +74,12 @@ impl Trainer {
         }
     }
 
+    /// The step as the optimizer counts it for its bias correction: the same, also after a state was taken over.
+    fn optimizer_steps(&self, step: u64) -> u64 {
+        let forgets = lorafleet_failpoint::defect("forget-step-count");
+        if forgets { step - self.restored_at } else { step }
+    }
+
     fn diverged(&self, step: u64, error: AddError) -> TrainError {
         match error {
             AddError::Loss(loss) => TrainError::Loss { step, loss },
@@ -119,7 +125,11 @@ impl Trainer {
             let index = self.gradients.iter().position(|g| !g.is_finite()).unwrap_or_default();
             return Err(self.diverged(step, AddError::NotFinite { index, value: self.gradients[index] }));
         }
-        let update = Update { share: self.rate.share(step), clip: clip::coefficient(grad_norm, self.clip) };
+        let update = Update {
+            share: self.rate.share(step),
+            clip: clip::coefficient(grad_norm, self.clip),
+            count: self.optimizer_steps(step),
+        };
         let lr = self.peak * update.share;
         let (current, spare) = self.states.current_and_spare();
         if !self.optimizer.step(update, &self.gradients, current, spare) {

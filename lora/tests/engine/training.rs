@@ -227,11 +227,21 @@ fn the_best_weights_survive_a_restart_and_become_the_result() {
     }
     let files = gang.files();
     assert_eq!(files["best.safetensors"], best["adapter_model.safetensors"]);
-    let mut resumed = Trainer::new(base, &job, STEPS, 0).unwrap();
+    let mut resumed = Trainer::new(base.clone(), &job, STEPS, 0).unwrap();
     resumed.restore(&files).unwrap();
     assert!(resumed.snapshot().files == files && resumed.is_exhausted());
     assert_eq!(resumed.best().unwrap().figure, 2.0);
+    // What one member gives another is the whole state, or nothing.
+    let sha256 = resumed.state_sha256();
+    assert_eq!(gang.members[0].state_sha256(), sha256);
+    let mut newcomer = Trainer::new(base.clone(), &job, STEPS, 0).unwrap();
+    let initial = newcomer.state_sha256();
+    assert!(!newcomer.receive(&files, &initial).unwrap() && newcomer.step() == 0);
+    assert_eq!(newcomer.state_sha256(), initial);
+    assert!(newcomer.receive(&files, &sha256).unwrap() && newcomer.step() == 4);
+    assert_eq!(newcomer.state_sha256(), sha256);
     assert_eq!((resumed.adopt_best(), resumed.step()), (2, 4));
+    assert_ne!(resumed.state_sha256(), sha256);
     let result = resumed.snapshot().files;
     assert_eq!(result["adapter_model.safetensors"], best["adapter_model.safetensors"]);
     assert!(!result.contains_key("best.safetensors"));
