@@ -24,11 +24,15 @@ pub const RUNS: &str = "lorafleet_worker_runs_total";
 pub const REPORTS_DROPPED: &str = "lorafleet_worker_reports_dropped_total";
 /// Streams to the coordinator that broke.
 pub const DISCONNECTS: &str = "lorafleet_worker_disconnects_total";
+/// Members of the gang that compute far slower than its median.
+pub const STRAGGLERS: &str = "lorafleet_worker_gang_stragglers";
+/// Generations of a gang that broke.
+pub const BREAKAGES: &str = "lorafleet_worker_collectives_broken_total";
 /// Bases found in memory instead of being loaded.
 pub const BASE_HITS: &str = "lorafleet_worker_base_cache_hits_total";
 
 /// All of them, with their kinds and meanings.
-pub const METRICS: [Metric; 12] = [
+pub const METRICS: [Metric; 14] = [
     Metric::counter(STEPS, "Finished steps"),
     Metric::counter(TOKENS, "Tokens of the micro-batches that this worker computed"),
     Metric::histogram(STEP_SECONDS, "Wall time of a step"),
@@ -40,5 +44,7 @@ pub const METRICS: [Metric; 12] = [
     Metric::counter(RUNS, "Runs, by how they ended"),
     Metric::counter(REPORTS_DROPPED, "Reports dropped because the coordinator was away for too long"),
     Metric::counter(DISCONNECTS, "Streams to the coordinator that broke"),
+    Metric::gauge(STRAGGLERS, "Members of the gang that compute far slower than its median"),
+    Metric::counter(BREAKAGES, "Generations of a gang that broke"),
     Metric::counter(BASE_HITS, "Bases found in memory instead of being loaded"),
 ];

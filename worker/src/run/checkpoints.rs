@@ -110,23 +110,36 @@ impl<'a> Checkpoints<'a> {
     /// Writes the checkpoint that a polite leave stands on, and waits for it, as long as nobody says stop.
     pub fn write_last(&mut self, state: Frozen) {
         let step = state.step();
-        match self.write(state, false) {
+        match self.write(state, false, LAST) {
             Ok(checkpoint) => self.run.reporter.checkpoint(checkpoint.to_proto()),
             Err(end) => self.miss(step, &end.to_string()),
         }
     }
 
     /// Writes the final checkpoint and waits for it.
-    pub fn write_final(&mut self, state: Frozen) -> Result<Checkpoint, End> {
-        self.write(state, true)
+    ///
+    /// # Errors
+    /// It is not whole after this time, which an event has said; or the run was told to stop.
+    pub fn write_final(&mut self, state: Frozen, limit: Duration) -> Result<Checkpoint, End> {
+        self.write(state, true, limit)
     }
 
-    /// Tries until it is whole, the run is stopped, or an hour is over.
-    fn write(&mut self, state: Frozen, is_final: bool) -> Result<Checkpoint, End> {
-        let deadline = Instant::now() + LAST;
+    /// Waits for the one under way, so that a member that leaves has reported it.
+    pub fn settle(&mut self) {
+        if let Some(step) = self.wait(PATIENCE) {
+            warn!(step, "left while a checkpoint was being written");
+        }
+    }
+
+    /// Tries until it is whole, the run is stopped, or time is up.
+    fn write(&mut self, state: Frozen, is_final: bool, limit: Duration) -> Result<Checkpoint, End> {
+        let deadline = Instant::now() + limit;
         // One at a time also here; what is under way ends by itself.
-        while self.wait(Duration::from_millis(200)).is_some() {
+        while let Some(step) = self.wait(Duration::from_millis(200)) {
             self.run.check()?;
+            if Instant::now() >= deadline {
+                return Err(End::lost(format!("the checkpoint of step {step} is still being written")));
+            }
         }
         let (draft, files) = (self.draft(state.step(), is_final), files(state.encode(), self.more.clone()));
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -165,7 +178,8 @@ impl<'a> Checkpoints<'a> {
 
     fn draft(&mut self, step: u64, is_final: bool) -> Draft {
         // A restored state that is written again under this fence has itself as parent's step, which is allowed.
-        self.draft = Draft { step, is_final, parent: lock(&self.latest).clone(), ..self.draft.clone() };
+        let (fence, parent) = (self.run.fence(), lock(&self.latest).clone());
+        self.draft = Draft { step, fence, is_final, parent, ..self.draft.clone() };
         self.draft.clone()
     }
 

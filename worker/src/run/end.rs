@@ -1,5 +1,6 @@
 //! How a run ends: whose fault it is, and what the coordinator is told.
 
+use lorafleet_failpoint::Injected;
 use lorafleet_lora::train::TrainError;
 use lorafleet_proto::v1 as pb;
 use lorafleet_store::StoreError;
@@ -14,13 +15,8 @@ pub enum End {
     #[error("{0}")]
     Failed(String),
     /// The fault of machines and networks: another attempt may do better.
-    #[error("{message}")]
-    Lost {
-        /// What happened.
-        message: String,
-        /// Members that could not be reached.
-        suspects: Vec<u32>,
-    },
+    #[error("{0}")]
+    Lost(String),
     /// Given back politely.
     #[error("released after step {step}")]
     Released {
@@ -35,28 +31,62 @@ pub enum End {
 impl End {
     /// The fault of this machine.
     pub fn lost(message: impl Into<String>) -> Self {
-        Self::Lost { message: message.into(), suspects: Vec::new() }
+        Self::Lost(message.into())
     }
 
     /// As the coordinator is told.
     pub fn outcome(self) -> Outcome {
         match self {
             Self::Failed(message) => Outcome::Failed(pb::Failed { message }),
-            Self::Lost { message, suspects } => Outcome::Lost(pb::Lost { message, suspects }),
+            Self::Lost(message) => Outcome::Lost(pb::Lost { message, suspects: Vec::new() }),
             Self::Released { step } => Outcome::Released(pb::Released { step }),
             Self::Stopped => Outcome::Stopped(pb::Stopped {}),
         }
     }
 }
 
-impl From<CollectiveError> for End {
+/// Why a member does not come to the end of a generation. The two must not be taken for each other: after a breakage it
+/// lives on, with its whole state.
+#[derive(Debug, thiserror::Error)]
+pub enum Halt {
+    /// The collective broke. The step in flight is abandoned, and the next generation waited for.
+    #[error(transparent)]
+    Broken(CollectiveError),
+    /// The run is over.
+    #[error(transparent)]
+    Ended(End),
+}
+
+impl From<CollectiveError> for Halt {
     fn from(error: CollectiveError) -> Self {
         match error {
-            CollectiveError::Overflow { .. } => Self::Failed(format!(
+            CollectiveError::Overflow { .. } => Self::Ended(End::Failed(format!(
                 "{error}; lower train.lr or train.global_batch, or set train.reduce to f32"
-            )),
-            error => Self::Lost { suspects: error.suspects(), message: error.to_string() },
+            ))),
+            // This machine's, or a bug: another generation would end in the same way.
+            CollectiveError::Local(_) | CollectiveError::Invalid(_) | CollectiveError::TooLarge { .. } => {
+                Self::Ended(End::lost(error.to_string()))
+            }
+            error => Self::Broken(error),
         }
+    }
+}
+
+impl From<End> for Halt {
+    fn from(end: End) -> Self {
+        Self::Ended(end)
+    }
+}
+
+impl From<TrainError> for Halt {
+    fn from(error: TrainError) -> Self {
+        Self::Ended(error.into())
+    }
+}
+
+impl From<Injected> for Halt {
+    fn from(injected: Injected) -> Self {
+        Self::Ended(End::lost(injected.to_string()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Evaluation as the gang's work: cut by the spec, shared by index, summed exactly.
+//! Evaluation as the gang's work: cut by the spec, shared by speed, summed exactly.
 
 use lorafleet_lora::train::EvalSums;
 use lorafleet_proto::v1 as pb;
@@ -10,7 +10,7 @@ use lorafleet_spec::{
 };
 use tracing::info;
 
-use super::{end::End, steps::Training};
+use super::{end::Halt, generation::Training};
 
 /// One evaluation, the same on every member.
 #[derive(Clone, Debug, Default)]
@@ -41,24 +41,27 @@ impl Evaluation {
     }
 }
 
-impl Training<'_> {
+impl Training<'_, '_> {
     /// The loss of data.eval under the current weights, and its other scores; nothing without data.eval. Every member
     /// calls it at the same boundary and gets the same sums.
-    pub fn evaluate(&mut self) -> Result<Option<Evaluation>, End> {
-        let Some(data) = &self.prepared.eval else { return Ok(None) };
-        let train = &self.prepared.job.train;
+    pub fn evaluate(&mut self) -> Result<Option<Evaluation>, Halt> {
+        let Some(data) = &self.member.parts.eval else { return Ok(None) };
+        let train = &self.member.parts.job.train;
         let examples = &data.examples;
         let batches = cut(examples, train.global_batch, train.micro_batches, train.micro_tokens);
-        let (index, world_size) = (self.collective.index() as usize, self.collective.world_size() as usize);
+        let tokens =
+            |batch: &Vec<usize>| batch.iter().map(|&place| examples[place].tokens.len() as u64).sum();
+        let costs: Vec<u64> = batches.iter().map(tokens).collect();
+        let index = self.collective.index() as usize;
         let classes = data.labels.as_ref().map_or(0, |labels| labels.names().len());
         let mut sums = EvalSums::of_classes(classes);
         // A score's bits, at its example's place: each is computed by one member, so the sum over members is itself.
         let scored = examples.first().is_some_and(|example| matches!(example.target, Target::Score(_)));
         let mut predictions = vec![0i64; if scored { examples.len() } else { 0 }];
-        for mine in sampler::share(batches.len(), index, world_size) {
-            self.run.check()?;
+        for mine in sampler::share_by_speed(&costs, self.pace.speeds(), index) {
+            self.check()?;
             let batch: Vec<&Example> = batches[mine].iter().map(|&place| &examples[place]).collect();
-            let part = self.trainer.evaluate(&batch)?;
+            let part = self.member.trainer.evaluate(&batch)?;
             sums.add(&part.sums);
             for (&place, score) in batches[mine].iter().zip(part.scores) {
                 predictions[place] = score.to_bits().into();
@@ -78,17 +81,21 @@ impl Training<'_> {
     pub fn report_evaluation(&self, step: u64, evaluation: &Evaluation) {
         let Some(loss) = evaluation.sums.mean_loss() else { return };
         info!(step, loss, labelled = evaluation.sums.labelled_tokens, "evaluated");
-        self.tell("evaluated", &format!("step {step}: {}", evaluation.describe(loss)));
+        self.member.tell(
+            &format!("evaluated/{step}"),
+            "evaluated",
+            &format!("step {step}: {}", evaluation.describe(loss)),
+        );
     }
 
     /// Reports the evaluation before the first step, as the point of step 0.
     pub fn report_evaluation_before(&self, evaluation: &Evaluation) {
         self.report_evaluation(0, evaluation);
-        let (fence, eval_loss) = (self.run.fence(), evaluation.sums.mean_loss());
+        let (fence, eval_loss) = (self.member.run.fence(), evaluation.sums.mean_loss());
         let pb::Fence { attempt, generation, .. } = fence;
         let eval_scores = evaluation.scores.clone();
         let point = pb::MetricPoint { eval_loss, eval_scores, attempt, generation, ..Default::default() };
-        self.run.reporter.point(point);
+        self.member.run.reporter.point(point);
     }
 }
 

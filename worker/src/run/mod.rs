@@ -1,20 +1,30 @@
-//! One attempt at a job on this worker, from its assignment to its end.
+//! One place of a gang on this worker, from its assignment to its end.
 //!
-//! [`prepare`] loads base and data; then, once the coordinator says begin, the member joins its gang, takes over the
-//! newest whole checkpoint ([`restore`]), trains ([`steps`]) and finishes. Runs on a thread of its own, inside a rayon
-//! pool; whatever waits for the network blocks this thread and no other.
+//! [`prepare`] loads base and data, once. Then the member [lives](life) through generations: in each it joins its peers,
+//! agrees with them on one state ([`exchange`], [`transfer`], [`restore`]), trains ([`steps`]) and, once the last step
+//! is done, makes the result ([`finish`]). When the collective breaks it keeps its state and waits for the next. Runs on
+//! a thread of its own, inside a rayon pool; whatever waits for the network blocks this thread and no other.
 
+mod boundary;
 mod checkpoints;
 mod companions;
 mod control;
 mod end;
 mod evaluate;
+mod exchange;
 mod finish;
+mod generation;
+mod life;
+mod member;
+mod pace;
 mod prepare;
 mod report;
 mod restore;
+mod speed;
 mod start;
 mod steps;
+mod transfer;
+mod words;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,19 +34,13 @@ use pb::finished::Outcome;
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use self::{control::Interrupt, end::End, prepare::Prepared, steps::Training};
+use self::end::End;
 pub use self::{
     control::RunControl,
     end::{missing, outcome_name},
     report::{Backlog, Reporter},
 };
-use crate::{
-    base_cache::Cache,
-    collective::{Collective, Peer, tcp},
-};
-
-/// Without a word to begin for this long the place is given up; the coordinator says so itself long before.
-const BEGIN: Duration = Duration::from_secs(4 * 3600);
+use crate::{base_cache::Cache, collective::tcp};
 
 /// What a worker process has for all its runs.
 pub struct Workshop {
@@ -56,7 +60,7 @@ pub struct Workshop {
     pub runtime: Handle,
 }
 
-/// One attempt on this worker.
+/// One place on this worker.
 pub struct Run {
     /// What all runs share.
     pub workshop: Arc<Workshop>,
@@ -75,7 +79,7 @@ impl Run {
     pub fn execute(&self) -> Outcome {
         // The pool's threads do not know the span of this one.
         let span = tracing::Span::current();
-        let outcome = match self.workshop.pool.install(|| span.in_scope(|| self.attempt())) {
+        let outcome = match self.workshop.pool.install(|| span.in_scope(|| self.live())) {
             Ok(succeeded) => Outcome::Succeeded(succeeded),
             Err(end) => self.judge(end).outcome(),
         };
@@ -96,71 +100,6 @@ impl Run {
         if told { End::Stopped } else { end }
     }
 
-    fn attempt(&self) -> Result<pb::Succeeded, End> {
-        let prepared = prepare::prepare(self)?;
-        self.reporter.ready(prepared.ready(&self.assign));
-        let begin = self.wait_begin()?;
-        let fence = begin.fence.clone().unwrap_or_default();
-        let index = begin.members.iter().find(|member| member.place == self.assign.place);
-        self.reporter.begun(&fence, index.map_or(0, |member| member.index));
-        let mut collective = self.join(&begin)?;
-        let result = self.train(prepared, &begin, &mut *collective);
-        match &result {
-            // At a boundary that all members agree on: nobody needs anything from anybody.
-            Ok(_) | Err(End::Released { .. }) => collective.leave(),
-            // Peers that wait in an operation learn why; after a failure of the collective itself this does nothing.
-            Err(end) => collective.abort_handle().abort(&end.to_string()),
-        }
-        result
-    }
-
-    fn wait_begin(&self) -> Result<pb::Begin, End> {
-        self.control.wait_begin(0, BEGIN).map_err(|interrupt| match interrupt {
-            Interrupt::Stop => End::Stopped,
-            Interrupt::Leave => End::Released { step: 0 },
-            Interrupt::Alone => {
-                End::lost(format!("ready, but told to begin by nobody for {} hours", BEGIN.as_secs() / 3600))
-            }
-        })
-    }
-
-    fn join(&self, begin: &pb::Begin) -> Result<Box<dyn Collective>, End> {
-        let mut members = begin.members.clone();
-        members.sort_by_key(|member| member.index);
-        let peer =
-            |member: pb::Member| Peer { index: member.index, worker: member.worker, address: member.address };
-        let gang = tcp::Gang {
-            job: self.assign.job.clone(),
-            fence: begin.fence.clone().unwrap_or_default(),
-            index: members
-                .iter()
-                .find(|member| member.place == self.assign.place)
-                .map_or(0, |member| member.index),
-            members: members.into_iter().map(peer).collect(),
-        };
-        let abort = self.control.arm(begin.fence.clone().unwrap_or_default());
-        Ok(tcp::join(&self.workshop.listener, gang, &self.workshop.tcp, &abort)?)
-    }
-
-    fn train(
-        &self,
-        prepared: Prepared,
-        begin: &pb::Begin,
-        collective: &mut dyn Collective,
-    ) -> Result<pb::Succeeded, End> {
-        let mut training = Training::new(self, prepared, collective)?;
-        // With the initial weights: the base's own loss, or the start's, also when a checkpoint is taken over next.
-        let before = training.evaluate()?;
-        training.restore(&begin.resume)?;
-        if let Some(before) = &before
-            && training.trainer.step() == 0
-        {
-            training.report_evaluation_before(before);
-        }
-        training.run_steps()?;
-        training.finish(before)
-    }
-
     /// Waits for the store.
     fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.workshop.runtime.block_on(work)
@@ -171,6 +110,13 @@ impl Run {
         if self.control.stopped().is_some() { Err(End::Stopped) } else { Ok(()) }
     }
 
+    /// Whether it was told to stop, or to give its place back, while it has nothing that could be lost.
+    fn check_loading(&self) -> Result<(), End> {
+        self.check()?;
+        if self.control.is_leaving() { Err(End::Released { step: 0 }) } else { Ok(()) }
+    }
+
+    /// Of the generation that it is in, or was in last.
     fn fence(&self) -> pb::Fence {
         self.control.fence()
     }

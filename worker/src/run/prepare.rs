@@ -19,7 +19,7 @@ use super::{
     Run,
     end::{End, missing},
     start,
-    steps::ControlWords,
+    words::ControlWords,
 };
 use crate::{
     base_cache::{BaseFiles, LoadError},
@@ -86,17 +86,17 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
     })?;
     let text =
         serde_json::to_vec(spec).map_err(|error| End::Failed(format!("the spec has no JSON: {error}")))?;
-    run.check()?;
+    run.check_loading()?;
     let files = base_files(run, &job)?;
-    run.check()?;
+    run.check_loading()?;
     let positions = positions(&job, &files)?;
     let (train, summary) = load_data(run, &job, &files.tokenizer, positions, "train", None)?;
-    run.check()?;
+    run.check_loading()?;
     let eval = match job.data.eval.as_slice() {
         [] => None,
         _ => Some(load_data(run, &job, &files.tokenizer, positions, "eval", train.labels.clone())?.0),
     };
-    run.check()?;
+    run.check_loading()?;
     // The head has as many outputs as the training data has labels.
     let head = match &train.labels {
         Some(labels) => Head::Classifier { labels: labels.outputs() },
@@ -111,7 +111,7 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
         .base(&files, head, job.train.precision)
         .map_err(|error| wrong_base(&job, &error))?;
     info!(base = %files.digest, ?head, "base loaded");
-    run.check()?;
+    run.check_loading()?;
     let prompts = encode_prompts(&job, &files.tokenizer, positions)?;
     let total_steps = job.train.total_steps(train.summary.examples);
     let words = ControlWords::new(job.workers.max).count();
@@ -199,7 +199,7 @@ fn load_data(
         let path = fetched.map_err(|error| missing(&field, &error))?;
         files.push(DataFile { name: source.source.clone(), path });
         digests.push(digest.to_string());
-        run.check()?;
+        run.check_loading()?;
     }
     let failed = |error: DataError| match error {
         DataError::Io { .. } => End::lost(format!("{field}: {error}")),

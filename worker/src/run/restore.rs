@@ -5,29 +5,43 @@ use lorafleet_proto::v1 as pb;
 use lorafleet_store::{Checkpoint, CheckpointId, StoreError, read_checkpoint};
 use tracing::{info, warn};
 
-use super::{end::End, steps::Training};
+use super::{
+    end::{End, Halt},
+    generation::Training,
+    member::Holds,
+};
 
-impl Training<'_> {
-    /// Takes over the first of the checkpoints (newest first) that is whole; from scratch when none is. The gang then
-    /// compares what it took over, and whether somebody wants to leave right away.
-    pub fn restore(&mut self, resume: &[pb::Checkpoint]) -> Result<(), End> {
-        for listed in resume {
-            self.run.check()?;
+impl Training<'_, '_> {
+    /// Nobody has a state: the base's own loss is told, or the start's, also when a checkpoint is taken over next; then
+    /// the newest whole checkpoint is read.
+    pub fn first_state(&mut self) -> Result<(), Halt> {
+        self.member.before = self.evaluate()?;
+        self.restore()?;
+        self.member.holds = Holds::Recorded;
+        if self.member.trainer.step() == 0
+            && let Some(before) = self.member.before.clone()
+        {
+            self.report_evaluation_before(&before);
+        }
+        Ok(())
+    }
+
+    /// Takes over the first of the checkpoints (newest first) that is whole; from scratch when none is.
+    fn restore(&mut self) -> Result<(), End> {
+        for listed in &self.generation.resume {
+            self.member.run.check()?;
             match self.read(listed)? {
-                Ok((checkpoint, files)) => {
-                    self.take_over(listed, &checkpoint, &files)?;
-                    break;
-                }
+                Ok((checkpoint, files)) => return self.take_over(listed, &checkpoint, &files),
                 Err(why) => self.refuse(listed, &why),
             }
         }
-        if !resume.is_empty() && self.trainer.step() == 0 {
-            self.tell(
+        if !self.generation.resume.is_empty() {
+            self.tell_here(
                 "restarted",
                 "no checkpoint is whole: training starts again from scratch, to the same result",
             );
         }
-        self.agree()
+        Ok(())
     }
 
     /// The checkpoint's files; inside, why it is not whole; outside, that the store is away.
@@ -36,7 +50,7 @@ impl Training<'_> {
             Ok(parsed) => parsed,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let read = self.run.block_on(read_checkpoint(&self.run.store, &job, &id));
+        let read = self.member.run.block_on(read_checkpoint(&self.member.run.store, &job, &id));
         let (checkpoint, files) = match read {
             Ok(read) => read,
             Err(error @ (StoreError::Unavailable { .. } | StoreError::Refused { .. })) => {
@@ -59,22 +73,23 @@ impl Training<'_> {
         files: &CheckpointFiles,
     ) -> Result<(), End> {
         let failed = |why: String| End::Failed(format!("{} cannot be taken over: {why}", listed.name));
-        self.trainer.restore(files).map_err(|error| failed(error.to_string()))?;
-        let (step, total) = (self.trainer.step(), self.prepared.total_steps);
+        self.member.trainer.restore(files).map_err(|error| failed(error.to_string()))?;
+        let (step, total) = (self.member.trainer.step(), self.member.parts.total_steps);
         if step != checkpoint.id().step() || step > total {
             return Err(failed(format!("it holds step {step}; the job has {total} steps")));
         }
-        self.checkpoints.resumed_from(checkpoint.id().clone());
-        let (ours, theirs) = (&self.run.workshop.kind, &checkpoint.manifest.kind);
-        if ours != theirs {
+        self.member.checkpoints.resumed_from(checkpoint.id().clone());
+        self.member.checkpointed = step;
+        let (ours, theirs) = (&self.member.run.workshop.kind, &checkpoint.manifest.kind);
+        if ours != theirs && self.generation.index == 0 {
             let message = format!(
                 "the checkpoint was written by a worker of kind {theirs}, this one is {ours}: the adapter's last bits \
                  may differ from a run on one kind"
             );
-            self.tell("kind-changed", &message);
+            self.member.run.reporter.own_event("kind-changed", &message);
         }
         info!(step, checkpoint = listed.name, "resumed");
-        self.tell("resumed", &format!("resumed after step {step}"));
+        self.tell_here("resumed", &format!("resumed after step {step}"));
         Ok(())
     }
 
@@ -82,32 +97,13 @@ impl Training<'_> {
     fn refuse(&self, listed: &pb::Checkpoint, why: &str) {
         warn!(checkpoint = listed.name, why, "checkpoint refused");
         let message = format!("the checkpoint of step {} is not whole and was refused: {why}", listed.step);
-        self.tell("checkpoint-refused", &message);
+        let key = format!("checkpoint-refused/{}/{}", self.generation.fence.generation, listed.name);
+        self.member.tell(&key, "checkpoint-refused", &message);
     }
 
-    /// Every member took over the same state; or the gang leaves at once, where a member is on its way out.
-    fn agree(&mut self) -> Result<(), End> {
-        let (me, members) = (self.collective.index() as usize, self.collective.world_size() as usize);
-        let mut buffer = vec![0i64; 1 + 2 * members];
-        buffer[0] = self.run.control.is_leaving().into();
-        buffer[1 + me] = self.trainer.step() as i64;
-        buffer[1 + members + me] = self.trainer.state_hash().into();
-        self.collective.all_reduce_i64(&mut buffer)?;
-        let (steps, hashes) = buffer[1..].split_at(members);
-        if steps.iter().any(|step| *step != steps[0]) || hashes.iter().any(|hash| *hash != hashes[0]) {
-            // A file that one member could not read, or read differently: not the job's fault.
-            return Err(End::lost(format!(
-                "members took over different states: their steps are {steps:?}, their hashes {hashes:06x?}"
-            )));
-        }
-        if buffer[0] > 0 {
-            return Err(End::Released { step: self.trainer.step() });
-        }
-        Ok(())
-    }
-
-    /// An event that the gang has once.
-    pub fn tell(&self, kind: &str, message: &str) {
-        self.run.reporter.event(&format!("{kind}/{}", self.trainer.step()), kind, message);
+    /// An event of this generation's beginning.
+    fn tell_here(&self, kind: &str, message: &str) {
+        let generation = self.generation.fence.generation;
+        self.member.tell(&format!("{kind}/{generation}"), kind, message);
     }
 }
