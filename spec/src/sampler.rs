@@ -122,6 +122,54 @@ pub fn share(micro_batches: usize, index: usize, world_size: usize) -> Vec<usize
     (index..micro_batches).step_by(world_size.max(1)).collect()
 }
 
+/// The micro-batches that the member at `index` takes when members differ in speed, in ascending order. `costs`: of
+/// each micro-batch, in tokens. `speeds`: of each member, in any one unit; 0 where it is unknown, which is taken for
+/// middling until it is measured.
+///
+/// The longest first, each to the member that would be done with it first (Graham, 1969). On integers, so that every
+/// member deals alike. Speeds within a tenth of each other are noise, and count as equal.
+pub fn share_by_speed(costs: &[u64], speeds: &[u32], index: usize) -> Vec<usize> {
+    let speeds = comparable(speeds);
+    let mut loads = vec![0u128; speeds.len()];
+    let mut order: Vec<usize> = (0..costs.len()).collect();
+    order.sort_by_key(|&batch| (std::cmp::Reverse(costs[batch]), batch));
+    let mut mine = Vec::new();
+    for batch in order {
+        // A micro-batch without tokens still has to be somebody's.
+        let cost = u128::from(costs[batch].max(1));
+        let mut first: Option<usize> = None;
+        for member in 0..speeds.len() {
+            // Done at (load + cost) / speed; compared crosswise.
+            let sooner = |than: usize| {
+                (loads[member] + cost) * u128::from(speeds[than])
+                    < (loads[than] + cost) * u128::from(speeds[member])
+            };
+            if first.is_none_or(sooner) {
+                first = Some(member);
+            }
+        }
+        let Some(member) = first else { break };
+        loads[member] += cost;
+        if member == index {
+            mine.push(batch);
+        }
+    }
+    mine.sort_unstable();
+    mine
+}
+
+/// Speeds without unknown ones; all the same where the differences are noise.
+fn comparable(speeds: &[u32]) -> Vec<u32> {
+    let mut known: Vec<u32> = speeds.iter().copied().filter(|&speed| speed > 0).collect();
+    known.sort_unstable();
+    let Some((&slowest, &fastest)) = known.first().zip(known.last()) else { return vec![1; speeds.len()] };
+    if u64::from(fastest) * 10 <= u64::from(slowest) * 11 {
+        return vec![1; speeds.len()];
+    }
+    let middling = known[known.len() / 2];
+    speeds.iter().map(|&speed| if speed > 0 { speed } else { middling }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -162,6 +210,21 @@ mod tests {
         assert_eq!(share(2, 2, 3), Vec::<usize>::new());
     }
 
+    #[test]
+    fn a_faster_member_takes_more() {
+        let shares = |costs: &[u64], speeds: &[u32]| -> Vec<Vec<usize>> {
+            (0..speeds.len()).map(|index| share_by_speed(costs, speeds, index)).collect()
+        };
+        assert_eq!(shares(&[10; 6], &[0, 0]), [[0, 2, 4], [1, 3, 5]], "unknown speeds: in turn");
+        assert_eq!(shares(&[10; 6], &[100, 109]), [[0, 2, 4], [1, 3, 5]], "within a tenth: in turn");
+        assert_eq!(shares(&[10; 6], &[100, 210]), [vec![2, 5], vec![0, 1, 3, 4]]);
+        assert_eq!(shares(&[10; 4], &[1, 1000]), [vec![], vec![0, 1, 2, 3]], "nobody waits for a snail");
+        assert_eq!(shares(&[9, 1, 1, 1, 9], &[0, 0]), [vec![0, 1, 3], vec![2, 4]], "by tokens, not by number");
+        // A newcomer counts as middling: it is given work, and so is measured.
+        assert_eq!(shares(&[10; 3], &[100, 400, 0]), [vec![], vec![0, 2], vec![1]]);
+        assert_eq!(share_by_speed(&[1], &[], 0), Vec::<usize>::new());
+    }
+
     proptest! {
         #[test]
         fn an_epoch_has_every_example_once(examples in 1u32..200, batch in 1u32..40, seed: u64) {
@@ -200,6 +263,30 @@ mod tests {
             let mut taken: Vec<_> = (0..world_size).flat_map(|i| share(batches.len(), i, world_size)).collect();
             taken.sort_unstable();
             prop_assert_eq!(taken, (0..batches.len()).collect::<Vec<_>>());
+        }
+
+        /// Every micro-batch is dealt once, whatever the speeds; and nobody is later than a whole micro-batch after
+        /// the fair moment at which all would end together.
+        #[test]
+        fn speed_deals_every_micro_batch_once(
+            costs in prop::collection::vec(0u64..5000, 0..40),
+            speeds in prop::collection::vec(prop_oneof![Just(0u32), 1u32..=(1 << 24)], 1..8),
+        ) {
+            let shares: Vec<_> = (0..speeds.len()).map(|i| share_by_speed(&costs, &speeds, i)).collect();
+            let mut taken: Vec<_> = shares.iter().flatten().copied().collect();
+            taken.sort_unstable();
+            prop_assert_eq!(taken, (0..costs.len()).collect::<Vec<_>>());
+            let even = comparable(&speeds);
+            let cost = |batch: &usize| costs[*batch].max(1);
+            let all: u64 = (0..costs.len()).map(|batch| cost(&batch)).sum();
+            let longest = (0..costs.len()).map(|batch| cost(&batch)).max().unwrap_or(0);
+            let (total, fastest) =
+                (even.iter().map(|&speed| f64::from(speed)).sum::<f64>(), even.iter().copied().max().unwrap());
+            for (share, speed) in shares.iter().zip(even) {
+                let done = share.iter().map(cost).sum::<u64>() as f64 / f64::from(speed);
+                let fair = all as f64 / total + (speeds.len() as u64 * longest) as f64 / f64::from(fastest);
+                prop_assert!(done <= fair * 1.000_001, "{done} after {fair}");
+            }
         }
     }
 }
