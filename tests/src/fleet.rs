@@ -286,7 +286,8 @@ impl Fleet {
         Ok(home)
     }
 
-    async fn history(&self, name: &str) -> Result<String> {
+    /// What happened to the job, for messages.
+    pub async fn history(&self, name: &str) -> Result<String> {
         let job = self.job(name).await?;
         let mut text =
             format!("{name}: {} at step {}: {}\n", job.state().as_str_name(), job.step, job.state_message);

@@ -21,6 +21,9 @@ pub struct JobFile {
     /// Lines of the training data that are used.
     pub train_lines: usize,
     pub reduce: &'static str,
+    pub precision: &'static str,
+    pub dropout: f32,
+    pub priority: i32,
 }
 
 impl Default for JobFile {
@@ -36,6 +39,9 @@ impl Default for JobFile {
             workers: (1, 1),
             train_lines: 40,
             reduce: "exact",
+            precision: "f32",
+            dropout: 0.0,
+            priority: 0,
         }
     }
 }
@@ -55,19 +61,22 @@ impl JobFile {
         let (min, max) = self.workers;
         let yaml = format!(
             "name: {}\nbase: {}\ndata: {{train: train.jsonl, eval: validation.jsonl}}\n\
-             adapter: {{rank: 4, alpha: 8}}\n\
-             train: {{steps: {}, global_batch: {}, micro_batches: {}, max_length: 96, lr: 2e-3, seed: {}, reduce: {}}}\n\
+             adapter: {{rank: 4, alpha: 8, dropout: {}}}\n\
+             train: {{steps: {}, global_batch: {}, micro_batches: {}, max_length: 96, lr: 2e-3, seed: {}, reduce: {}, precision: {}}}\n\
              eval: {{every: {}, prompts: [\"Describe the Debian package tetris: falling blocks\"], max_new_tokens: 8}}\n\
-             checkpoint: {{every: {}, keep: 3}}\nworkers: {{min: {min}, max: {max}}}\n",
+             checkpoint: {{every: {}, keep: 3}}\nworkers: {{min: {min}, max: {max}}}\npriority: {}\n",
             self.name,
             examples.join("base").display(),
+            self.dropout,
             self.steps,
             self.global_batch,
             self.micro_batches,
             self.seed,
             self.reduce,
+            self.precision,
             self.eval_every,
             self.checkpoint_every,
+            self.priority,
         );
         let path = dir.join(format!("{}.yaml", self.name));
         fs::write(&path, yaml)?;

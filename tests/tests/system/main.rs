@@ -3,6 +3,7 @@
 mod api;
 mod bad_start;
 mod command_line;
+mod elastic;
 mod forms;
 mod kill_all;
 mod no_shared_folder;
