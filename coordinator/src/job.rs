@@ -114,14 +114,6 @@ pub fn infrastructure_failures(before: u32, made_new_step: bool) -> (u32, bool) 
     (count, count >= MAX_INFRASTRUCTURE_FAILURES)
 }
 
-/// What becomes of an attempt whose gang broke up, by its members' outcomes (`None`: still there). Nothing while one
-/// is still there; released when all gave it back; lost otherwise.
-pub fn dissolved(members: &[Option<MemberOutcome>]) -> Option<AttemptState> {
-    let outcomes = members.iter().copied().collect::<Option<Vec<_>>>()?;
-    let released = !outcomes.is_empty() && outcomes.iter().all(|o| *o == MemberOutcome::Released);
-    Some(if released { AttemptState::Released } else { AttemptState::Lost })
-}
-
 // === impl JobState ===
 
 impl JobState {
@@ -334,15 +326,6 @@ mod tests {
                 count = next;
             }
         }
-    }
-
-    #[test]
-    fn a_gang_dissolves_when_the_last_member_is_gone() {
-        use MemberOutcome::{Lost, Released, Stopped};
-        assert_eq!(dissolved(&[Some(Lost), None]), None);
-        assert_eq!(dissolved(&[Some(Lost), Some(Stopped)]), Some(AttemptState::Lost));
-        assert_eq!(dissolved(&[Some(Released), Some(Lost)]), Some(AttemptState::Lost));
-        assert_eq!(dissolved(&[Some(Released), Some(Released)]), Some(AttemptState::Released));
     }
 
     #[test]

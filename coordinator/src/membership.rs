@@ -15,6 +15,8 @@ use crate::{
 pub const GONE_GRACE: Duration = Duration::from_millis(50);
 /// The same for a member that a peer calls silent or stuck, and for one that is called gone while its stream is open.
 pub const SILENT_GRACE: Duration = Duration::from_millis(1500);
+/// The same where more than half of the members have parted: they are not cut off by a few.
+pub const MAJORITY_GRACE: Duration = Duration::from_millis(300);
 /// The same for a member that nobody complains about.
 pub const QUIET_GRACE: Duration = Duration::from_secs(5);
 
@@ -187,7 +189,9 @@ fn training(view: &View) -> Decision {
     let newcomers = view.seats.iter().filter(|seat| seat.index.is_none() && seat.standing == Standing::Ready);
     let newcomers: Vec<PlaceNo> = newcomers.map(|seat| seat.place).collect();
     let (mut rest, mut removed, mut again) = (Vec::new(), Vec::new(), None::<Duration>);
-    let parted = members.iter().any(|(_, seat)| matches!(seat.standing, Standing::Parted(_)));
+    let said = members.iter().filter(|(_, seat)| matches!(seat.standing, Standing::Parted(_))).count();
+    let there = members.iter().filter(|(_, seat)| !seat.has_ended()).count();
+    let (parted, majority) = (said > 0, said * 2 > there);
     for (index, seat) in &members {
         match &seat.standing {
             Standing::Ended(_) => {}
@@ -195,7 +199,7 @@ fn training(view: &View) -> Decision {
                 rest.push(Parted { index: *index, place: seat.place, suspicions })
             }
             Standing::Loading | Standing::Ready => {
-                let (grace, why) = grace(*index, seat.stream, &members);
+                let (grace, why) = grace(*index, seat.stream, &members, majority);
                 if parted && view.waited >= grace {
                     removed.push(Removal { place: seat.place, why });
                 } else {
@@ -222,7 +226,7 @@ fn by_index(seats: &[Seat]) -> Vec<(u32, &Seat)> {
 }
 
 /// How long after the first parting this member may still part, and why it would go then.
-fn grace(index: u32, stream: Stream, members: &[(u32, &Seat)]) -> (Duration, Why) {
+fn grace(index: u32, stream: Stream, members: &[(u32, &Seat)], majority: bool) -> (Duration, Why) {
     let (mut strongest, mut by) = (None::<Evidence>, Vec::new());
     for (other, seat) in members {
         let Standing::Parted(suspicions) = &seat.standing else { continue };
@@ -235,7 +239,8 @@ fn grace(index: u32, stream: Stream, members: &[(u32, &Seat)]) -> (Duration, Why
     let grace = match (evidence, stream) {
         (Evidence::Gone | Evidence::Unreachable, Stream::Closed) => Duration::ZERO,
         (Evidence::Gone | Evidence::Unreachable, Stream::Unknown) => GONE_GRACE,
-        // Its process lives, so one cut-off accuser must not outrun the many.
+        _ if majority => MAJORITY_GRACE,
+        // Its process may live, so one cut-off accuser must not outrun the many.
         (Evidence::Gone | Evidence::Unreachable, Stream::Open) | (Evidence::Silent | Evidence::Stuck, _) => {
             SILENT_GRACE
         }

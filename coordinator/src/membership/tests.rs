@@ -85,6 +85,14 @@ fn the_silent_get_longer_and_the_quiet_longest() {
 }
 
 #[test]
+fn a_majority_need_not_wait_long_for_the_silent() {
+    let silent = || parted(&[(2, Evidence::Silent)]);
+    let all = gang(vec![seat(1, silent()), seat(2, silent()), seat(3, Standing::Ready)]);
+    assert_eq!(decide(&all), Decision::Wait { again: Some(MAJORITY_GRACE), regroup: false });
+    assert_eq!(opened(after(&all, MAJORITY_GRACE)).0, [1, 2]);
+}
+
+#[test]
 fn two_that_blame_each_other_lose_the_higher_index_and_a_third_decides() {
     let cut = |from: &[u32]| Why::Cut { from: from.to_vec() };
     let silent = |index| parted(&[(index, Evidence::Silent)]);

@@ -8,29 +8,30 @@ use crate::{
     worker::{Place, Worker, lost, released},
 };
 
-/// Every kind of write that a worker can cause, under the place's fence.
-fn writes(place: &Place) -> Vec<(&'static str, Up)> {
+/// What is compared with the fence.
+fn fenced_writes(place: &Place) -> Vec<(&'static str, Up)> {
     let (job, fence) = (place.assign.job.clone(), place.assign.fence.clone());
     let checkpoint = Some(place.checkpoint(90));
-    let event = pb::ReportEvent {
-        job: job.clone(),
-        fence: fence.clone(),
-        sequence: 1,
-        kind: "late".into(),
-        message: "late".into(),
-        key: "late".into(),
-    };
-    let failed = pb::finished::Outcome::Failed(pb::Failed { message: "late".into() });
     vec![
-        ("ready", Up::Ready(pb::Ready { total_steps: 7, ..place.ready() })),
         ("progress", Up::Progress(place.progress(90..=90))),
         ("checkpoint", Up::CheckpointWritten(pb::CheckpointWritten { job, fence, checkpoint })),
-        ("event", Up::ReportEvent(event)),
+        ("event", Up::ReportEvent(place.event("late", "late"))),
+        ("parted", Up::Parted(place.parted(90, &[(0, pb::Evidence::Gone), (1, pb::Evidence::Gone)]))),
+    ]
+}
+
+/// Every kind of write that a worker can cause; what is not compared with the fence belongs to the place.
+fn writes(place: &Place) -> Vec<(&'static str, Up)> {
+    let failed = pb::finished::Outcome::Failed(pb::Failed { message: "late".into() });
+    let mut writes = fenced_writes(place);
+    writes.extend([
+        ("ready", Up::Ready(pb::Ready { total_steps: 7, ..place.ready() })),
         ("succeeded", Up::Finished(place.finished(place.succeeded(90)))),
         ("failed", Up::Finished(place.finished(failed))),
         ("lost", Up::Finished(place.finished(lost()))),
         ("released", Up::Finished(place.finished(released(90)))),
-    ]
+    ]);
+    writes
 }
 
 /// All that such a write could change.
@@ -56,15 +57,22 @@ async fn an_old_attempt_can_change_nothing() {
     let (new, _) = worker.start().await;
     assert_eq!(new.fence().attempt, 2);
 
+    worker.settled(&new).await;
     let before = all_of(&coordinator, &job).await;
+    for (kind, write) in writes(&old) {
+        worker.send(write).await;
+        let stop = worker.stopped().await;
+        assert_eq!((&stop.fence, stop.place), (&old.assign.fence, old.assign.place), "{kind}");
+        assert_eq!(stop.reason(), pb::StopReason::GangLost, "{kind}");
+        assert_eq!(all_of(&coordinator, &job).await, before, "{kind}");
+    }
+    // Of one that holds a live place it is only not taken.
     let forged_id = pb::Fence { generation_id: "0".repeat(16), ..new.fence() };
     let ahead = pb::Fence { generation: 2, ..new.fence() };
-    for stale in [old.clone(), new.with_fence(forged_id), new.with_fence(ahead)] {
-        for (kind, write) in writes(&stale) {
+    for stale in [new.with_fence(forged_id), new.with_fence(ahead)] {
+        for (kind, write) in fenced_writes(&stale) {
             worker.send(write).await;
-            let stop = worker.stopped().await;
-            assert_eq!(stop.fence, stale.assign.fence, "{kind}");
-            assert_eq!(stop.reason(), pb::StopReason::Stale, "{kind}");
+            worker.settled(&new).await;
             assert_eq!(all_of(&coordinator, &job).await, before, "{kind} under {:?}", stale.fence());
         }
     }
@@ -105,24 +113,14 @@ async fn points_of_a_higher_attempt_win_and_repeated_reports_are_stored_once() {
     assert_eq!(attempts, [1, 1, 1, 2, 2, 2]);
     assert_eq!(coordinator.get(&job).await.step, 6);
 
-    let event = |sequence| {
-        Up::ReportEvent(pb::ReportEvent {
-            job: job.clone(),
-            fence: Some(second.fence()),
-            sequence,
-            kind: "evaluated".into(),
-            message: format!("number {sequence}"),
-            key: format!("1/{sequence}"),
-        })
-    };
-    let acked = |m| matches!(m, pb::coordinator_message::Message::EventAck(_)).then_some(());
-    for sequence in [1, 2, 2, 1] {
-        worker.send(event(sequence)).await;
-        worker.expect("EventAck", acked).await;
+    for number in [1, 2, 2, 1] {
+        let event = second.event(&format!("1/{number}"), &format!("number {number}"));
+        worker.send(Up::ReportEvent(event)).await;
+        worker.event_acked(&format!("1/{number}")).await;
     }
     let events = coordinator.events(&job).await;
     let reported: Vec<&str> =
-        events.iter().filter(|e| e.kind == "evaluated").map(|e| e.message.as_str()).collect();
+        events.iter().filter(|e| e.kind == "said").map(|e| e.message.as_str()).collect();
     assert_eq!(reported, ["number 1", "number 2"]);
 }
 

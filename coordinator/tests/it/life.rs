@@ -19,12 +19,13 @@ async fn a_job_trains_on_a_gang_and_succeeds() {
     let mut b = Worker::join(&coordinator, "b").await;
     let (place_a, place_b) = (a.assigned().await, b.assigned().await);
     assert_eq!(place_a.fence(), place_b.fence());
-    assert_eq!((place_a.assign.world_size, place_a.assign.index + place_b.assign.index), (2, 1));
+    assert_eq!((place_a.fence().generation, place_a.assign.place + place_b.assign.place), (0, 3));
     a.ready(&place_a).await;
     b.ready(&place_b).await;
     let (begin, same) = (a.begun().await, b.begun().await);
     assert_eq!(begin, same);
-    assert_eq!(begin.members.iter().map(|m| m.index).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(begin.members.iter().map(|m| (m.index, m.place)).collect::<Vec<_>>(), [(0, 1), (1, 2)]);
+    let (place_a, place_b) = (place_a.entered(&begin), place_b.entered(&begin));
     assert!(begin.resume.is_empty(), "from scratch");
 
     let running = coordinator.get(&job).await;
@@ -105,7 +106,7 @@ async fn two_jobs_submitted_at_once_run_at_the_same_time_on_two_workers() {
     let mut jobs = [place_a.assign.job.clone(), place_b.assign.job.clone()];
     jobs.sort();
     assert_eq!(jobs, [first, second]);
-    assert_eq!((place_a.assign.world_size, place_b.assign.world_size), (1, 1));
+    assert_eq!((place_a.assign.place, place_b.assign.place), (1, 1));
 }
 
 #[tokio::test]

@@ -58,6 +58,14 @@ impl Worker {
         Self::attach(coordinator, name, &response.into_inner().worker_id, Running::default()).await
     }
 
+    /// Another process of that name registers and opens a stream.
+    pub async fn start_anew(coordinator: &Coordinator, name: &str) -> Self {
+        let request =
+            pb::RegisterWorkerRequest { process_id: format!("next process of {name}"), ..registration(name) };
+        let response = coordinator.fleet().await.register_worker(request).await.expect("registered");
+        Self::attach(coordinator, name, &response.into_inner().worker_id, Running::default()).await
+    }
+
     /// Goes on with another stream, as after a lost connection; what it runs stays.
     pub async fn reattach(self, coordinator: &Coordinator) -> Self {
         let (name, id, running) = (self.name.clone(), self.id.clone(), Arc::clone(&self.running));
@@ -87,6 +95,9 @@ impl Worker {
                         place: assign.place,
                     };
                     listed.lock().expect("no panic").insert(place.key(), running);
+                }
+                if let Down::Begin(begin) = &message {
+                    enter(&listed, begin);
                 }
                 if sender.send(message).is_err() {
                     return;
@@ -212,7 +223,34 @@ impl Worker {
         let place = self.assigned().await;
         self.ready(&place).await;
         let begin = self.begun().await;
-        (place, begin)
+        (place.entered(&begin), begin)
+    }
+
+    /// Leaves the collective of the place's generation, with evidence against others.
+    pub async fn part(&self, place: &Place, step: u64, suspicions: &[(u32, pb::Evidence)]) {
+        self.send(Up::Parted(place.parted(step, suspicions))).await;
+    }
+
+    /// Leaves it at a boundary that all agreed on.
+    pub async fn part_politely(&self, place: &Place, step: u64) {
+        self.send(Up::Parted(pb::Parted { polite: true, ..place.parted(step, &[]) })).await;
+    }
+
+    /// Waits until it is asked to part from the place's generation.
+    pub async fn regrouped(&mut self, place: &Place) {
+        let fence = place.assign.fence.clone();
+        self.expect("Regroup", |m| matches!(&m, Down::Regroup(r) if r.fence == fence).then_some(())).await;
+    }
+
+    /// Everything that was sent before has been taken in: the same event once more is acknowledged.
+    pub async fn settled(&mut self, place: &Place) {
+        self.send(Up::ReportEvent(place.event("settled", "all was taken in"))).await;
+        self.event_acked("settled").await;
+    }
+
+    pub async fn event_acked(&mut self, key: &str) {
+        let acked = |m| matches!(&m, Down::EventAck(ack) if ack.keys == [key]).then_some(());
+        self.expect("EventAck", acked).await;
     }
 }
 
@@ -231,6 +269,16 @@ impl Place {
 
     fn key(&self) -> (String, u32) {
         (self.assign.job.clone(), self.fence().attempt)
+    }
+
+    /// The same place in the generation that begins.
+    pub fn entered(&self, begin: &pb::Begin) -> Self {
+        self.with_fence(begin.fence.clone().expect("a fence"))
+    }
+
+    /// Its index in a generation.
+    pub fn index(&self, begin: &pb::Begin) -> Option<u32> {
+        begin.members.iter().find(|member| member.place == self.assign.place).map(|member| member.index)
     }
 
     /// The same place under another fence.
@@ -269,6 +317,33 @@ impl Place {
             job: self.assign.job.clone(),
             fence: self.assign.fence.clone(),
             points: steps.map(point).collect(),
+        }
+    }
+
+    pub fn event(&self, key: &str, message: &str) -> pb::ReportEvent {
+        pb::ReportEvent {
+            job: self.assign.job.clone(),
+            fence: self.assign.fence.clone(),
+            kind: "said".into(),
+            message: message.into(),
+            key: key.into(),
+            ..Default::default()
+        }
+    }
+
+    pub fn parted(&self, step: u64, suspicions: &[(u32, pb::Evidence)]) -> pb::Parted {
+        let suspicion = |(index, evidence): &(u32, pb::Evidence)| pb::Suspicion {
+            index: *index,
+            evidence: (*evidence).into(),
+        };
+        pb::Parted {
+            job: self.assign.job.clone(),
+            fence: self.assign.fence.clone(),
+            place: self.assign.place,
+            step,
+            suspicions: suspicions.iter().map(suspicion).collect(),
+            message: "the ring broke".into(),
+            polite: false,
         }
     }
 
@@ -319,6 +394,15 @@ pub fn lost() -> Outcome {
 /// The outcome of a member that leaves politely.
 pub fn released(step: u64) -> Outcome {
     Outcome::Released(pb::Released { step })
+}
+
+/// What it lists is in the generation that it was told to begin.
+fn enter(listed: &Running, begin: &pb::Begin) {
+    let attempt = begin.fence.as_ref().map_or(0, |fence| fence.attempt);
+    let mut listed = listed.lock().expect("no panic");
+    if let Some(running) = listed.get_mut(&(begin.job.clone(), attempt)) {
+        running.fence.clone_from(&begin.fence);
+    }
 }
 
 async fn beat(id: String, up: mpsc::Sender<pb::WorkerMessage>, running: Running, draining: Arc<Mutex<bool>>) {
