@@ -88,10 +88,6 @@ pub struct ServeArgs {
     #[arg(long, env = "LORAFLEET_PEER_SILENCE", default_value = "5s", value_parser = humantime::parse_duration)]
     pub peer_silence: Duration,
 
-    /// A gang's members must reach each other within this time.
-    #[arg(long, env = "LORAFLEET_JOIN_LIMIT", default_value = "60s", value_parser = humantime::parse_duration)]
-    pub join_limit: Duration,
-
     /// A peer that is alive but takes no part in a sum for this long is lost: longer than any step.
     #[arg(long, env = "LORAFLEET_STEP_LIMIT", default_value = "30m", value_parser = humantime::parse_duration)]
     pub step_limit: Duration,
@@ -295,7 +291,6 @@ impl ServeArgs {
     /// The gang's deadlines.
     pub fn tcp(&self) -> TcpOptions {
         TcpOptions {
-            join: self.join_limit,
             read: self.step_limit,
             write: self.step_limit,
             silence: self.peer_silence,

@@ -36,7 +36,6 @@ impl TcpHarness {
 
 fn quick() -> TcpOptions {
     TcpOptions {
-        join: Duration::from_secs(5),
         ping_every: Duration::from_millis(100),
         silence: Duration::from_secs(10),
         ..TcpOptions::default()
@@ -161,7 +160,7 @@ fn a_missing_member_is_named_at_the_deadline() {
         address: address.to_string(),
     };
     let members = vec![peer(0, listener.local_address()), peer(1, gone)];
-    let options = TcpOptions { join: Duration::from_millis(300), ..quick() };
+    let options = TcpOptions { refused: Duration::from_millis(100), ..quick() };
     let gang = |index| Gang { job: "jobs/test".into(), fence: fence(1, 1), index, members: members.clone() };
     let error = tcp::join(&listener, gang(0), &options, &Abort::new()).err().unwrap();
     assert_eq!(error.suspects(), [1], "{error}");

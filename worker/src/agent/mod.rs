@@ -27,6 +27,10 @@ pub use self::{
     slot::Runner,
 };
 
+/// The longest pause between two tries to reach the coordinator: a restarted one soon sees its workers again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// One connection to the coordinator.
+const CONNECT: Duration = Duration::from_secs(3);
 /// One call to the coordinator.
 const CALL: Duration = Duration::from_secs(10);
 /// Once a draining worker's run is over, its last reports may take this long.
@@ -63,6 +67,12 @@ pub enum AgentError {
     /// The coordinator refuses this worker, and trying again would not help.
     #[error("the coordinator refuses this worker: {0}")]
     Refused(String),
+    /// Another process took this worker's name.
+    #[error(
+        "another process has registered under the name {0:?}, and this one is out: give each worker a name of its own \
+         (--name)"
+    )]
+    Superseded(String),
     /// The store's URL cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -124,6 +134,8 @@ impl Mailbox {
 /// The agent of one worker process.
 pub struct Agent {
     options: AgentOptions,
+    /// Tells this process from another one of the same name.
+    process_id: String,
     state: AgentState,
     client: FleetClient<Channel>,
     mailbox: Arc<Mailbox>,
@@ -168,15 +180,16 @@ impl Agent {
             return Err(bad("it has no scheme or no host".into()));
         }
         let channel = endpoint
-            .connect_timeout(CALL)
+            .connect_timeout(CONNECT)
             .http2_keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(CALL)
+            .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true)
             .tcp_nodelay(true)
             .connect_lazy();
         let mailbox = Arc::new(Mailbox::default());
         let slot = Slot::new(runner, mailbox.clone());
         Ok(Self {
+            process_id: uuid::Uuid::new_v4().simple().to_string(),
             state: AgentState::default(),
             // A message of the coordinator carries a spec, or a gang's members and checkpoints: never more than this.
             client: FleetClient::new(channel).max_decoding_message_size(16 << 20),
@@ -199,13 +212,14 @@ impl Agent {
     /// # Errors
     /// The coordinator refuses this worker for good, or the drain takes too long.
     pub async fn run(mut self) -> Result<(), AgentError> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut backoff = Backoff::new(Duration::from_millis(100), LONGEST_PAUSE);
         loop {
             let Some(terms) = self.register(&mut backoff).await? else { return Ok(()) };
             loop {
                 let started = Instant::now();
                 let parted = self.session(&terms).await?;
                 self.state.set_connected(false);
+                self.slot.set_connected(false);
                 if started.elapsed() > Duration::from_secs(5) {
                     backoff.reset();
                 }
@@ -238,7 +252,7 @@ impl Agent {
             protocol_version: GANG_PROTOCOL_VERSION,
             resources: Some(self.options.resources.clone()),
             collective_address: self.options.collective_address.clone(),
-            process_id: String::new(),
+            process_id: self.process_id.clone(),
         };
         loop {
             let call = tokio::time::timeout(CALL, self.client.register_worker(request.clone())).await;

@@ -9,30 +9,38 @@ use lorafleet_proto::v1 as pb;
 use lorafleet_proto::v1::worker_message::Message;
 use tracing::warn;
 
-/// Points of one run that are kept: a day at one step a second.
+use crate::run::Backlog;
+
+/// Members other than index 0 keep what the gang has once for this long, and then send what index 0 did not get
+/// acknowledged: so nothing is lost with one member.
+const HOLD: Duration = Duration::from_secs(5);
+/// Points of one run that are kept: a day at one step a second, ten minutes at 7 ms a step.
 const POINTS: usize = 86_400;
 /// Points in one message.
 const POINTS_AT_ONCE: usize = 500;
 /// Events of one run that are kept.
-const EVENTS: usize = 1_000;
+const EVENTS: usize = 5_000;
 /// Checkpoints of one run that are kept.
 const CHECKPOINTS: usize = 1_000;
 /// Runs whose reports are kept.
 const RUNS: usize = 32;
 
-/// One attempt of one job on this worker.
+/// One place in one attempt, on this worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunId {
     /// `jobs/{id}`.
     pub job: String,
-    /// The attempt's fence.
-    pub fence: pb::Fence,
+    /// Which try at running the job.
+    pub attempt: u32,
+    /// The seat in it.
+    pub place: u32,
 }
 
 impl RunId {
-    /// From the two fields that every message has.
-    pub fn new(job: &str, fence: Option<&pb::Fence>) -> Self {
-        Self { job: job.to_owned(), fence: fence.cloned().unwrap_or_default() }
+    /// From the fields that messages about a place have.
+    pub fn new(job: &str, fence: Option<&pb::Fence>, place: u32) -> Self {
+        let attempt = fence.map_or(0, |fence| fence.attempt);
+        Self { job: job.to_owned(), attempt, place }
     }
 }
 
@@ -42,34 +50,59 @@ pub struct Outbox {
     runs: Vec<Reports>,
 }
 
-/// A report, and whether it went out on the present stream.
+/// A report, whether it went out on the present stream, and when it was made.
 struct Item<T> {
     value: T,
     sent: bool,
+    at: Instant,
 }
 
-impl<T> Item<T> {
-    fn new(value: T) -> Self {
-        Self { value, sent: false }
+impl<T: Clone> Item<T> {
+    fn new(value: T, at: Instant) -> Self {
+        Self { value, sent: false, at }
+    }
+
+    /// Not sent, and not to be left to index 0 any longer.
+    fn is_due(&self, hold: Duration, now: Instant) -> bool {
+        !self.sent && now.saturating_duration_since(self.at) >= hold
+    }
+
+    fn send(&mut self) -> T {
+        self.sent = true;
+        self.value.clone()
     }
 }
 
 struct Reports {
     id: RunId,
-    /// Points younger than this wait: every member keeps them, one sends them at once.
-    hold: Duration,
+    /// Goes into everything that is sent: of the generation that the member is in.
+    fence: pb::Fence,
+    /// Its index there.
+    index: u32,
+    /// It has left that generation, so what the gang reports waits for the next fence.
+    paused: bool,
     ready: Option<Item<pb::Ready>>,
-    points: BTreeMap<u64, (Instant, Item<pb::MetricPoint>)>,
-    events: VecDeque<Item<pb::ReportEvent>>,
-    last_sequence: u64,
+    parted: Option<Item<pb::Parted>>,
+    points: BTreeMap<u64, Item<pb::MetricPoint>>,
+    events: VecDeque<Item<Event>>,
+    own_events: u64,
     checkpoints: VecDeque<Item<pb::Checkpoint>>,
-    finished: Option<Item<pb::Finished>>,
+    finished: Option<Item<pb::finished::Outcome>>,
+}
+
+#[derive(Clone)]
+struct Event {
+    key: String,
+    kind: String,
+    message: String,
+    /// Every member reports it.
+    of_gang: bool,
 }
 
 impl Outbox {
-    /// A new run begins to report. Its points wait for `hold` before they are sent.
-    pub fn open(&mut self, id: &RunId, hold: Duration) {
-        if self.find(id).is_some() {
+    /// A new run begins to report; `fence` is the assignment's.
+    pub fn open(&mut self, id: &RunId, fence: pb::Fence) {
+        if self.holds(id) {
             return;
         }
         if self.runs.len() == RUNS {
@@ -79,85 +112,123 @@ impl Outbox {
         }
         self.runs.push(Reports {
             id: id.clone(),
-            hold,
+            fence,
+            index: 0,
+            paused: false,
             ready: None,
+            parted: None,
             points: BTreeMap::new(),
             events: VecDeque::new(),
-            last_sequence: 0,
+            own_events: 0,
             checkpoints: VecDeque::new(),
             finished: None,
         });
     }
 
     /// Base and data are loaded.
-    pub fn ready(&mut self, id: &RunId, ready: pb::Ready) {
+    pub fn ready(&mut self, id: &RunId, ready: pb::Ready, now: Instant) {
         if let Some(run) = self.find(id) {
-            run.ready = Some(Item::new(ready));
+            run.ready = Some(Item::new(ready, now));
         }
     }
 
-    /// The gang begins: it is known that all are ready.
-    pub fn begun(&mut self, id: &RunId) {
+    /// The coordinator opens a generation: it knows that the member is ready, or has parted from an earlier one.
+    pub fn opened(&mut self, id: &RunId, generation: u32) {
         if let Some(run) = self.find(id) {
             run.ready = None;
+            run.parted.take_if(|parted| generation_of(&parted.value) < generation);
+        }
+    }
+
+    /// The member enters a generation: what is not acknowledged goes out again, under its fence.
+    pub fn begun(&mut self, id: &RunId, fence: &pb::Fence, index: u32) {
+        self.opened(id, fence.generation);
+        if let Some(run) = self.find(id) {
+            (run.fence, run.index, run.paused) = (fence.clone(), index, false);
+            run.resend();
+        }
+    }
+
+    /// The member has left its generation. Only the latest word on it counts.
+    pub fn parted(&mut self, id: &RunId, parted: pb::Parted, now: Instant) {
+        if let Some(run) = self.find(id) {
+            run.paused = true;
+            run.parted = Some(Item::new(parted, now));
         }
     }
 
     /// A step is finished.
     pub fn point(&mut self, id: &RunId, point: pb::MetricPoint, now: Instant) {
-        let Some(run) = self.find(id) else { return };
-        run.points.insert(point.step, (now, Item::new(point)));
-        if run.points.len() > POINTS {
-            run.points.pop_first();
-            metrics::counter!(crate::telemetry::REPORTS_DROPPED).increment(1);
+        if let Some(run) = self.find(id) {
+            run.points.insert(point.step, Item::new(point, now));
+            dropped(run.points.len() > POINTS && run.points.pop_first().is_some());
         }
     }
 
-    /// Something for the job's history.
-    pub fn event(&mut self, id: &RunId, kind: &str, message: &str) {
-        let Some(run) = self.find(id) else { return };
-        run.last_sequence += 1;
-        run.events.push_back(Item::new(pb::ReportEvent {
-            job: id.job.clone(),
-            fence: Some(id.fence.clone()),
-            sequence: run.last_sequence,
-            kind: kind.to_owned(),
-            message: message.to_owned(),
-            key: String::new(),
-        }));
-        if run.events.len() > EVENTS {
-            run.events.pop_front();
-            metrics::counter!(crate::telemetry::REPORTS_DROPPED).increment(1);
+    /// Something of the gang for the job's history; nothing when one of that key waits already.
+    pub fn event(&mut self, id: &RunId, key: &str, kind: &str, message: &str, now: Instant) {
+        if let Some(run) = self.find(id) {
+            run.add_event(key.to_owned(), kind, message, true, now);
+        }
+    }
+
+    /// Something of this member alone for the job's history.
+    pub fn own_event(&mut self, id: &RunId, kind: &str, message: &str, now: Instant) {
+        if let Some(run) = self.find(id) {
+            run.own_events += 1;
+            let key = format!("{}/{}", id.place, run.own_events);
+            run.add_event(key, kind, message, false, now);
         }
     }
 
     /// A checkpoint is whole in the store.
-    pub fn checkpoint(&mut self, id: &RunId, checkpoint: pb::Checkpoint) {
-        let Some(run) = self.find(id) else { return };
-        run.checkpoints.push_back(Item::new(checkpoint));
-        if run.checkpoints.len() > CHECKPOINTS {
-            run.checkpoints.pop_front();
-            metrics::counter!(crate::telemetry::REPORTS_DROPPED).increment(1);
+    pub fn checkpoint(&mut self, id: &RunId, checkpoint: pb::Checkpoint, now: Instant) {
+        if let Some(run) = self.find(id) {
+            run.checkpoints.push_back(Item::new(checkpoint, now));
+            dropped(run.checkpoints.len() > CHECKPOINTS && run.checkpoints.pop_front().is_some());
         }
     }
 
     /// The run is over.
-    pub fn finished(&mut self, id: &RunId, outcome: pb::finished::Outcome) {
+    pub fn finished(&mut self, id: &RunId, outcome: pb::finished::Outcome, now: Instant) {
         if let Some(run) = self.find(id) {
-            run.ready = None;
-            let (job, fence) = (id.job.clone(), Some(id.fence.clone()));
-            run.finished = Some(Item::new(pb::Finished { job, fence, outcome: Some(outcome), place: 0 }));
+            (run.ready, run.parted, run.paused) = (None, None, false);
+            run.finished = Some(Item::new(outcome, now));
         }
     }
 
-    /// Whether the run has reports here; `ended`: whether its end is among them.
+    /// What of the gang's reports is not acknowledged.
+    pub fn unacknowledged(&mut self, id: &RunId) -> Backlog {
+        let Some(run) = self.find(id) else { return Backlog::default() };
+        let events = run.events.iter().filter(|event| event.value.of_gang);
+        Backlog {
+            points: run.points.values().map(|point| point.value.clone()).collect(),
+            events: events.map(|event| event.value.clone().report(&run.id.job, &run.fence)).collect(),
+        }
+    }
+
+    /// Keeps what another member had not acknowledged; nothing twice.
+    pub fn take_over(&mut self, id: &RunId, backlog: Backlog, now: Instant) {
+        let Some(run) = self.find(id) else { return };
+        for point in backlog.points {
+            run.points.entry(point.step).or_insert_with(|| Item::new(point, now));
+        }
+        while run.points.len() > POINTS {
+            dropped(run.points.pop_first().is_some());
+        }
+        for event in backlog.events {
+            run.add_event(event.key, &event.kind, &event.message, true, now);
+        }
+    }
+
+    /// Whether the run has reports here, or its end.
     pub fn holds(&self, id: &RunId) -> bool {
         self.runs.iter().any(|run| run.id == *id)
     }
 
-    /// Runs whose end is not acknowledged.
-    pub fn ended(&self) -> impl Iterator<Item = &RunId> {
-        self.runs.iter().filter(|run| run.finished.is_some()).map(|run| &run.id)
+    /// Runs whose end is not acknowledged, with their last fence.
+    pub fn ended(&self) -> impl Iterator<Item = (&RunId, &pb::Fence)> {
+        self.runs.iter().filter(|run| run.finished.is_some()).map(|run| (&run.id, &run.fence))
     }
 
     /// Everything is acknowledged.
@@ -167,26 +238,21 @@ impl Outbox {
 
     /// Everything is to be sent again: the stream is new, or acknowledgements are overdue.
     pub fn resend(&mut self) {
-        for run in &mut self.runs {
-            run.ready.iter_mut().for_each(|item| item.sent = false);
-            run.points.values_mut().for_each(|(_, item)| item.sent = false);
-            run.events.iter_mut().for_each(|item| item.sent = false);
-            run.checkpoints.iter_mut().for_each(|item| item.sent = false);
-            run.finished.iter_mut().for_each(|item| item.sent = false);
-        }
+        self.runs.iter_mut().for_each(Reports::resend);
     }
 
-    /// The same for one run.
+    /// The same for what one run says of its own state.
     pub fn resend_run(&mut self, id: &RunId) {
         if let Some(run) = self.find(id) {
-            run.ready.iter_mut().chain([]).for_each(|item| item.sent = false);
-            run.finished.iter_mut().for_each(|item| item.sent = false);
+            run.resend_state();
         }
     }
 
-    /// The next message to send, now marked as sent. A run's end comes after all its other reports.
+    /// The next message to send, now marked as sent. What others wait for goes first; a run's end comes after all its
+    /// other reports.
     pub fn next(&mut self, now: Instant) -> Option<Message> {
-        self.runs.iter_mut().find_map(|run| run.next(now))
+        let urgent = self.runs.iter_mut().find_map(Reports::next_urgent);
+        urgent.or_else(|| self.runs.iter_mut().find_map(|run| run.next(now)))
     }
 
     /// Points of the job up to `step` are stored.
@@ -203,10 +269,10 @@ impl Outbox {
         }
     }
 
-    /// Events of the run up to `sequence` are stored.
-    pub fn ack_events(&mut self, id: &RunId, sequence: u64) {
-        if let Some(run) = self.find(id) {
-            run.events.retain(|item| item.value.sequence > sequence);
+    /// Events of the attempt are stored.
+    pub fn ack_events(&mut self, job: &str, attempt: u32, keys: &[String]) {
+        for run in self.of_job(job).filter(|run| run.id.attempt == attempt) {
+            run.events.retain(|item| !keys.contains(&item.value.key));
         }
     }
 
@@ -224,126 +290,87 @@ impl Outbox {
     }
 }
 
-impl Reports {
-    fn next(&mut self, now: Instant) -> Option<Message> {
-        if let Some(ready) = unsent(&mut self.ready) {
-            return Some(Message::Ready(ready));
-        }
-        if let Some(event) = self.events.iter_mut().find(|item| !item.sent) {
-            event.sent = true;
-            return Some(Message::ReportEvent(event.value.clone()));
-        }
-        if let Some(points) = self.next_points(now) {
-            return Some(points);
-        }
-        let (job, fence) = (self.id.job.clone(), Some(self.id.fence.clone()));
-        if let Some(checkpoint) = self.checkpoints.iter_mut().find(|item| !item.sent) {
-            checkpoint.sent = true;
-            let checkpoint = Some(checkpoint.value.clone());
-            return Some(Message::CheckpointWritten(pb::CheckpointWritten { job, fence, checkpoint }));
-        }
-        unsent(&mut self.finished).map(Message::Finished)
-    }
-
-    fn next_points(&mut self, now: Instant) -> Option<Message> {
-        // The last chance to send them is before the end.
-        let hold = if self.finished.is_some() { Duration::ZERO } else { self.hold };
-        let due = |(at, item): &(Instant, Item<_>)| !item.sent && now.saturating_duration_since(*at) >= hold;
-        if !self.points.values().any(due) {
-            return None;
-        }
-        let unsent = self.points.values_mut().filter(|(_, item)| !item.sent).take(POINTS_AT_ONCE);
-        let points = unsent.map(|(_, item)| {
-            item.sent = true;
-            item.value.clone()
-        });
-        let (job, fence, points) = (self.id.job.clone(), Some(self.id.fence.clone()), points.collect());
-        Some(Message::Progress(pb::Progress { job, fence, points }))
+impl Event {
+    fn report(self, job: &str, fence: &pb::Fence) -> pb::ReportEvent {
+        let Self { key, kind, message, .. } = self;
+        pb::ReportEvent { job: job.to_owned(), fence: Some(fence.clone()), sequence: 0, kind, message, key }
     }
 }
 
-fn unsent<T: Clone>(item: &mut Option<Item<T>>) -> Option<T> {
-    let item = item.as_mut().filter(|item| !item.sent)?;
-    item.sent = true;
-    Some(item.value.clone())
+impl Reports {
+    fn add_event(&mut self, key: String, kind: &str, message: &str, of_gang: bool, now: Instant) {
+        if self.events.iter().any(|event| event.value.key == key) {
+            return;
+        }
+        let event = Event { key, kind: kind.to_owned(), message: message.to_owned(), of_gang };
+        self.events.push_back(Item::new(event, now));
+        dropped(self.events.len() > EVENTS && self.events.pop_front().is_some());
+    }
+
+    fn resend_state(&mut self) {
+        self.ready.iter_mut().for_each(|item| item.sent = false);
+        self.parted.iter_mut().for_each(|item| item.sent = false);
+        self.finished.iter_mut().for_each(|item| item.sent = false);
+    }
+
+    fn resend(&mut self) {
+        self.resend_state();
+        self.points.values_mut().for_each(|item| item.sent = false);
+        self.events.iter_mut().for_each(|item| item.sent = false);
+        self.checkpoints.iter_mut().for_each(|item| item.sent = false);
+    }
+
+    /// What the gang has once is index 0's to send; the last chance for the others is before the end.
+    fn hold(&self) -> Duration {
+        if self.index == 0 || self.finished.is_some() { Duration::ZERO } else { HOLD }
+    }
+
+    fn next_urgent(&mut self) -> Option<Message> {
+        if let Some(ready) = self.ready.as_mut().filter(|item| !item.sent) {
+            return Some(Message::Ready(ready.send()));
+        }
+        let parted = self.parted.as_mut().filter(|item| !item.sent)?;
+        Some(Message::Parted(parted.send()))
+    }
+
+    fn next(&mut self, now: Instant) -> Option<Message> {
+        if self.paused {
+            return None;
+        }
+        let (job, fence, place) = (self.id.job.clone(), self.fence.clone(), self.id.place);
+        let hold = self.hold();
+        let due = |event: &&mut Item<Event>| {
+            event.is_due(if event.value.of_gang { hold } else { Duration::ZERO }, now)
+        };
+        if let Some(event) = self.events.iter_mut().find(due) {
+            return Some(Message::ReportEvent(event.send().report(&job, &fence)));
+        }
+        let fence = Some(fence);
+        if self.points.values().any(|point| point.is_due(hold, now)) {
+            let unsent = self.points.values_mut().filter(|point| !point.sent).take(POINTS_AT_ONCE);
+            let points = unsent.map(Item::send).collect();
+            return Some(Message::Progress(pb::Progress { job, fence, points }));
+        }
+        if let Some(checkpoint) = self.checkpoints.iter_mut().find(|item| !item.sent) {
+            let checkpoint = Some(checkpoint.send());
+            return Some(Message::CheckpointWritten(pb::CheckpointWritten { job, fence, checkpoint }));
+        }
+        let finished = self.finished.as_mut().filter(|item| !item.sent)?;
+        let outcome = Some(finished.send());
+        Some(Message::Finished(pb::Finished { job, fence, outcome, place }))
+    }
+}
+
+fn generation_of(parted: &pb::Parted) -> u32 {
+    parted.fence.as_ref().map_or(0, |fence| fence.generation)
+}
+
+/// Counts a report that gave way to newer ones.
+fn dropped(dropped: bool) {
+    if dropped {
+        metrics::counter!(crate::telemetry::REPORTS_DROPPED).increment(1);
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(attempt: u32) -> RunId {
-        let fence = pb::Fence { attempt, generation: 1, generation_id: "00".into() };
-        RunId { job: "jobs/a".into(), fence }
-    }
-
-    fn drain(outbox: &mut Outbox) -> Vec<Message> {
-        std::iter::from_fn(|| outbox.next(Instant::now())).collect()
-    }
-
-    fn full() -> Outbox {
-        let mut outbox = Outbox::default();
-        outbox.open(&id(1), Duration::ZERO);
-        outbox.finished(&id(1), pb::finished::Outcome::Stopped(pb::Stopped {}));
-        for step in 1..=3 {
-            outbox.point(&id(1), pb::MetricPoint { step, ..Default::default() }, Instant::now());
-        }
-        outbox.event(&id(1), "evaluated", "loss 4.0");
-        outbox.checkpoint(&id(1), pb::Checkpoint { name: "c".into(), ..Default::default() });
-        outbox
-    }
-
-    #[test]
-    fn the_end_comes_last_and_all_is_repeated_until_acknowledged() {
-        let mut outbox = full();
-        for _ in 0..2 {
-            let sent = drain(&mut outbox);
-            assert!(matches!(
-                sent.as_slice(),
-                [
-                    Message::ReportEvent(_),
-                    Message::Progress(_),
-                    Message::CheckpointWritten(_),
-                    Message::Finished(_)
-                ]
-            ));
-            assert!(drain(&mut outbox).is_empty(), "nothing twice on one stream");
-            outbox.resend();
-        }
-        outbox.ack_points("jobs/a", 2);
-        outbox.ack_events(&id(1), 1);
-        outbox.ack_checkpoint("jobs/a", "c");
-        match drain(&mut outbox).as_slice() {
-            [Message::Progress(progress), Message::Finished(_)] => assert_eq!(progress.points[0].step, 3),
-            other => panic!("{other:?}"),
-        }
-        outbox.ack_finished(&id(2));
-        assert_eq!(outbox.ended().count(), 1);
-        outbox.ack_finished(&id(1));
-        assert!(outbox.is_empty());
-    }
-
-    #[test]
-    fn points_wait_for_their_hold() {
-        let mut outbox = Outbox::default();
-        outbox.open(&id(1), Duration::from_secs(3600));
-        outbox.point(&id(1), pb::MetricPoint { step: 1, ..Default::default() }, Instant::now());
-        assert!(drain(&mut outbox).is_empty());
-        outbox.finished(&id(1), pb::finished::Outcome::Stopped(pb::Stopped {}));
-        assert_eq!(drain(&mut outbox).len(), 2);
-    }
-
-    #[test]
-    fn it_is_bounded() {
-        let mut outbox = Outbox::default();
-        for attempt in 0..100 {
-            outbox.open(&id(attempt), Duration::ZERO);
-        }
-        assert_eq!(outbox.runs.len(), RUNS);
-        for _ in 0..2 * EVENTS {
-            outbox.event(&id(99), "k", "m");
-        }
-        let first = outbox.runs[RUNS - 1].events.front().map(|item| item.value.sequence);
-        assert_eq!(first, Some(EVENTS as u64 + 1));
-    }
-}
+mod tests;

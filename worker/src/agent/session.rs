@@ -17,7 +17,7 @@ use super::{Agent, AgentError, CALL, Parted, RunId, Terms, describe};
 /// Messages that wait for the network.
 const QUEUE: usize = 64;
 /// What was not acknowledged for this long is sent again on the same stream.
-const OVERDUE: Duration = Duration::from_secs(30);
+const OVERDUE: Duration = Duration::from_secs(10);
 /// How often the run and the drain are looked at, whatever else happens.
 const LOOK: Duration = Duration::from_millis(250);
 /// The coordinator's time to read the last messages of a worker that leaves.
@@ -40,6 +40,7 @@ impl Agent {
         };
         self.mailbox.lock().resend();
         self.state.set_connected(true);
+        self.slot.set_connected(true);
         info!("connected to the coordinator");
         let mut beat = interval(terms.heartbeat);
         let (mut overdue, mut look) = (interval(OVERDUE), interval(LOOK));
@@ -67,8 +68,8 @@ impl Agent {
             tokio::select! {
                 message = inbound.message() => match message {
                     Ok(Some(message)) => {
-                        if self.take(message, &terms.store) {
-                            return Ok(Parted::Unknown);
+                        if let Some(parted) = self.take(message, &terms.store)? {
+                            return Ok(parted);
                         }
                     }
                     Ok(None) => return Ok(Parted::Disconnected("the coordinator closed the stream".into())),
@@ -87,13 +88,19 @@ impl Agent {
         pb::Heartbeat { running: self.slot.running(), draining: self.drain.is_cancelled() }
     }
 
-    /// Does what the coordinator says; true when it does not know this worker.
-    fn take(&mut self, message: pb::CoordinatorMessage, store: &Store) -> bool {
-        let Some(message) = message.message else { return false };
+    /// Does what the coordinator says; the end of the stay when it does not know this worker.
+    fn take(
+        &mut self,
+        message: pb::CoordinatorMessage,
+        store: &Store,
+    ) -> Result<Option<Parted>, AgentError> {
+        let Some(message) = message.message else { return Ok(None) };
         match message {
             Down::Assign(assign) => self.slot.assign(assign, store),
             Down::Begin(begin) => self.slot.begin(begin),
-            Down::Stop(stop) => self.slot.stop(&stop),
+            Down::Regroup(regroup) => self.slot.regroup(regroup),
+            Down::Leave(leave) => self.slot.leave(&leave),
+            Down::Stop(stop) => self.slot.stop(stop),
             Down::ProgressAck(ack) => self.mailbox.lock().ack_points(&ack.job, ack.step),
             Down::CheckpointAck(ack) => {
                 self.mailbox.lock().ack_checkpoint(&ack.job, &ack.checkpoint);
@@ -102,16 +109,19 @@ impl Agent {
                 }
             }
             Down::EventAck(ack) => {
-                let id = RunId::new(&ack.job, ack.fence.as_ref());
-                self.mailbox.lock().ack_events(&id, ack.sequence);
+                let attempt = ack.fence.map_or(0, |fence| fence.attempt);
+                self.mailbox.lock().ack_events(&ack.job, attempt, &ack.keys);
             }
             Down::FinishedAck(ack) => {
-                self.mailbox.lock().ack_finished(&RunId::new(&ack.job, ack.fence.as_ref()));
+                let id = RunId::new(&ack.job, ack.fence.as_ref(), ack.place);
+                self.mailbox.lock().ack_finished(&id);
             }
-            Down::Unknown(_) => return true,
-            Down::Regroup(_) | Down::Leave(_) => debug!("gangs do not change yet"),
+            Down::Unknown(unknown) if unknown.superseded => {
+                return Err(AgentError::Superseded(self.options.name.clone()));
+            }
+            Down::Unknown(_) => return Ok(Some(Parted::Unknown)),
         }
-        false
+        Ok(None)
     }
 }
 

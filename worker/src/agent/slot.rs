@@ -4,7 +4,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use lorafleet_proto::v1 as pb;
@@ -12,12 +12,8 @@ use lorafleet_store::Store;
 use pb::finished::Outcome;
 use tracing::{error, info, info_span};
 
-use super::{Mailbox, RunId};
+use super::{Mailbox, Outbox, RunId};
 use crate::run::{Backlog, Reporter, RunControl};
-
-/// Members other than index 0 keep their points this long, and send those that index 0 did not get acknowledged: so
-/// none is lost with one member.
-const HOLD: Duration = Duration::from_secs(5);
 
 /// Runs one attempt to its end; blocks. The seam between the fleet's protocol and training.
 pub trait Runner: Send + Sync {
@@ -59,54 +55,70 @@ impl Slot {
 
     /// What the coordinator should take for running: also a run whose end it has not acknowledged.
     pub fn running(&self) -> Vec<pb::RunningJob> {
-        let message = |id: &RunId, step| pb::RunningJob {
+        let message = |id: &RunId, fence, step| pb::RunningJob {
             job: id.job.clone(),
-            fence: Some(id.fence.clone()),
+            fence: Some(fence),
             step,
-            place: 0,
+            place: id.place,
         };
-        let current = self.current.iter().map(|current| message(&current.id, current.control.step()));
-        let mut running: Vec<_> = current.collect();
-        running.extend(self.mailbox.lock().ended().map(|id| message(id, 0)));
+        let of_run = |current: &Current| message(&current.id, current.control.fence(), current.control.step());
+        let mut running: Vec<_> = self.current.iter().map(of_run).collect();
+        running.extend(self.mailbox.lock().ended().map(|(id, fence)| message(id, fence.clone(), 0)));
         running
     }
 
     /// Takes an assignment. A repeated one starts nothing: what was reported about it is sent again.
     pub fn assign(&mut self, assign: pb::Assign, store: &Store) {
-        let id = RunId::new(&assign.job, assign.fence.as_ref());
+        let id = id_of(&assign);
         if self.mailbox.lock().holds(&id) {
             self.mailbox.put(|outbox| outbox.resend_run(&id));
         } else if self.draining {
-            self.decline(&id, Outcome::Released(pb::Released { step: 0 }));
+            self.decline(&id, assign.fence, Outcome::Released(pb::Released { step: 0 }));
         } else if self.current.is_some() {
-            info!(job = assign.job, "assignment waits for the present run to end");
+            info!(job = assign.job, place = assign.place, "assignment waits for the present run to end");
             self.waiting = Some(assign);
         } else {
             self.start(assign, id, store);
         }
     }
 
-    /// All members of the run are ready.
+    /// A generation of the run's attempt opens. One without this place is not ours: a stop follows.
     pub fn begin(&mut self, begin: pb::Begin) {
-        let id = RunId::new(&begin.job, begin.fence.as_ref());
-        if let Some(current) = self.current.as_ref().filter(|current| current.id == id) {
-            self.mailbox.put(|outbox| outbox.begun(&id));
+        let Some(current) = self.of_attempt(&begin.job, begin.fence.as_ref()) else { return };
+        if begin.members.iter().any(|member| member.place == current.id.place) {
+            let generation = begin.fence.as_ref().map_or(0, |fence| fence.generation);
+            self.mailbox.put(|outbox| outbox.opened(&current.id, generation));
             current.control.begin(begin);
         }
     }
 
-    /// The run is to end. What is not held here has ended, and the coordinator is told so.
-    pub fn stop(&mut self, stop: &pb::Stop) {
-        let id = RunId::new(&stop.job, stop.fence.as_ref());
-        info!(job = stop.job, reason = ?stop.reason(), "told to stop");
-        if self.waiting.as_ref().is_some_and(|waiting| RunId::new(&waiting.job, waiting.fence.as_ref()) == id)
-        {
-            self.waiting = None;
+    /// A generation is to part at its next step boundary.
+    pub fn regroup(&self, regroup: pb::Regroup) {
+        if let Some(current) = self.of_attempt(&regroup.job, regroup.fence.as_ref()) {
+            current.control.regroup(regroup.fence.unwrap_or_default());
         }
+    }
+
+    /// The place is to be given back. One that is not held has ended, and its end is repeated until acknowledged.
+    pub fn leave(&mut self, leave: &pb::Leave) {
+        let id = RunId { job: leave.job.clone(), attempt: leave.attempt, place: leave.place };
+        info!(job = leave.job, place = leave.place, reason = leave.reason, "told to leave");
+        if let Some(waiting) = self.waiting.take_if(|waiting| id_of(waiting) == id) {
+            self.decline(&id, waiting.fence, Outcome::Released(pb::Released { step: 0 }));
+        } else if let Some(current) = self.current.as_ref().filter(|current| current.id == id) {
+            current.control.leave();
+        }
+    }
+
+    /// The run is to end. What is not held here has ended, and the coordinator is told so.
+    pub fn stop(&mut self, stop: pb::Stop) {
+        let id = RunId::new(&stop.job, stop.fence.as_ref(), stop.place);
+        info!(job = stop.job, place = stop.place, reason = ?stop.reason(), "told to stop");
+        self.waiting.take_if(|waiting| id_of(waiting) == id);
         match &self.current {
             Some(current) if current.id == id => current.control.stop(stop.reason()),
             _ if self.mailbox.lock().holds(&id) => {}
-            _ => self.decline(&id, Outcome::Stopped(pb::Stopped {})),
+            _ => self.decline(&id, stop.fence, Outcome::Stopped(pb::Stopped {})),
         }
     }
 
@@ -114,11 +126,17 @@ impl Slot {
     pub fn drain(&mut self) {
         self.draining = true;
         if let Some(waiting) = self.waiting.take() {
-            let id = RunId::new(&waiting.job, waiting.fence.as_ref());
-            self.decline(&id, Outcome::Released(pb::Released { step: 0 }));
+            self.decline(&id_of(&waiting), waiting.fence, Outcome::Released(pb::Released { step: 0 }));
         }
         if let Some(current) = &self.current {
             current.control.leave();
+        }
+    }
+
+    /// Whether there is a line to the coordinator.
+    pub fn set_connected(&self, connected: bool) {
+        if let Some(current) = &self.current {
+            current.control.set_connected(connected);
         }
     }
 
@@ -132,7 +150,7 @@ impl Slot {
             };
             let id = current.id.clone();
             self.current = None;
-            self.mailbox.put(|outbox| outbox.finished(&id, outcome));
+            self.mailbox.put(|outbox| outbox.finished(&id, outcome, Instant::now()));
         }
         if let Some(store) = store
             && let Some(next) = self.waiting.take()
@@ -141,26 +159,30 @@ impl Slot {
         }
     }
 
+    fn of_attempt(&self, job: &str, fence: Option<&pb::Fence>) -> Option<&Current> {
+        let attempt = fence.map_or(0, |fence| fence.attempt);
+        self.current.as_ref().filter(|current| current.id.job == job && current.id.attempt == attempt)
+    }
+
     /// Answers for a run that is not held here.
-    fn decline(&self, id: &RunId, outcome: Outcome) {
+    fn decline(&self, id: &RunId, fence: Option<pb::Fence>, outcome: Outcome) {
         self.mailbox.put(|outbox| {
-            outbox.open(id, Duration::ZERO);
-            outbox.finished(id, outcome);
+            outbox.open(id, fence.unwrap_or_default());
+            outbox.finished(id, outcome, Instant::now());
         });
     }
 
     fn start(&mut self, assign: pb::Assign, id: RunId, store: &Store) {
-        let hold = if assign.index == 0 { Duration::ZERO } else { HOLD };
-        self.mailbox.put(|outbox| outbox.open(&id, hold));
-        let control = Arc::new(RunControl::new(id.fence.clone()));
+        let fence = assign.fence.clone().unwrap_or_default();
+        self.mailbox.put(|outbox| outbox.open(&id, fence.clone()));
+        let control = Arc::new(RunControl::new(fence.clone()));
         let (end, ended) = mpsc::channel();
         let (runner, mailbox, store) = (self.runner.clone(), self.mailbox.clone(), store.clone());
         let (run, line) = (id.clone(), control.clone());
         let work = move || {
-            let pb::Fence { attempt, generation, .. } = run.fence;
-            let span = info_span!("run", job = %run.job, attempt, generation, index = assign.index);
+            let span = info_span!("run", job = %run.job, attempt = run.attempt, place = run.place);
             let _span = span.enter();
-            info!(world_size = assign.world_size, "run begins");
+            info!("run begins");
             let reporter = Arc::new(MailReporter { id: run, mailbox: mailbox.clone() });
             let outcome = catch_unwind(AssertUnwindSafe(|| runner.run(&store, assign, line, reporter)));
             let outcome = outcome.unwrap_or_else(|panic| lost(&panicked(&*panic)));
@@ -169,11 +191,15 @@ impl Slot {
             mailbox.news.notify_one();
         };
         if let Err(error) = thread::Builder::new().name("run".into()).spawn(work) {
-            self.decline(&id, lost(&format!("no thread for the run: {error}")));
+            self.decline(&id, Some(fence), lost(&format!("no thread for the run: {error}")));
             return;
         }
         self.current = Some(Current { id, control, ended });
     }
+}
+
+fn id_of(assign: &pb::Assign) -> RunId {
+    RunId::new(&assign.job, assign.fence.as_ref(), assign.place)
 }
 
 fn lost(message: &str) -> Outcome {
@@ -193,34 +219,46 @@ struct MailReporter {
     mailbox: Arc<Mailbox>,
 }
 
+impl MailReporter {
+    fn put<T>(&self, change: impl FnOnce(&mut Outbox, &RunId, Instant) -> T) -> T {
+        self.mailbox.put(|outbox| change(outbox, &self.id, Instant::now()))
+    }
+}
+
 impl Reporter for MailReporter {
     fn ready(&self, ready: pb::Ready) {
-        self.mailbox.put(|outbox| outbox.ready(&self.id, ready));
+        self.put(|outbox, id, now| outbox.ready(id, ready, now));
+    }
+
+    fn begun(&self, fence: &pb::Fence, index: u32) {
+        self.put(|outbox, id, _| outbox.begun(id, fence, index));
+    }
+
+    fn parted(&self, parted: pb::Parted) {
+        self.put(|outbox, id, now| outbox.parted(id, parted, now));
     }
 
     fn point(&self, point: pb::MetricPoint) {
-        self.mailbox.put(|outbox| outbox.point(&self.id, point, Instant::now()));
+        self.put(|outbox, id, now| outbox.point(id, point, now));
     }
 
-    fn begun(&self, _fence: &pb::Fence, _index: u32) {}
-
-    fn parted(&self, _parted: pb::Parted) {}
-
-    fn event(&self, _key: &str, kind: &str, message: &str) {
-        self.mailbox.put(|outbox| outbox.event(&self.id, kind, message));
+    fn event(&self, key: &str, kind: &str, message: &str) {
+        self.put(|outbox, id, now| outbox.event(id, key, kind, message, now));
     }
 
     fn own_event(&self, kind: &str, message: &str) {
-        self.mailbox.put(|outbox| outbox.event(&self.id, kind, message));
+        self.put(|outbox, id, now| outbox.own_event(id, kind, message, now));
+    }
+
+    fn checkpoint(&self, checkpoint: pb::Checkpoint) {
+        self.put(|outbox, id, now| outbox.checkpoint(id, checkpoint, now));
     }
 
     fn unacknowledged(&self) -> Backlog {
-        Backlog::default()
+        self.put(|outbox, id, _| outbox.unacknowledged(id))
     }
 
-    fn take_over(&self, _backlog: Backlog) {}
-
-    fn checkpoint(&self, checkpoint: pb::Checkpoint) {
-        self.mailbox.put(|outbox| outbox.checkpoint(&self.id, checkpoint));
+    fn take_over(&self, backlog: Backlog) {
+        self.put(|outbox, id, now| outbox.take_over(id, backlog, now));
     }
 }

@@ -8,6 +8,7 @@ use std::{
 use super::CollectiveError;
 
 type Hook = Box<dyn FnOnce(&CollectiveError) + Send>;
+type Ending = Box<dyn FnOnce(CollectiveError) -> CollectiveError + Send>;
 
 /// Ends a collective from any thread, also one that is still being joined. Cheap to clone.
 #[derive(Clone, Default)]
@@ -24,6 +25,8 @@ struct State {
     /// A first failure is being told to the peers; it counts for everybody else only when they have been told.
     failing: bool,
     failure: Option<CollectiveError>,
+    /// Ends the network, and may find out more about the failure.
+    ending: Option<Ending>,
     hooks: Vec<Hook>,
 }
 
@@ -46,14 +49,17 @@ impl Abort {
     /// Records a failure unless there is one, runs the hooks, and returns the one that counts. Until the hooks are
     /// done nobody sees the failure, so that nobody closes a line on which peers are still being told.
     pub(crate) fn fail(&self, error: CollectiveError) -> CollectiveError {
-        let hooks = {
+        let (ending, hooks) = {
             let mut state = self.lock();
             if state.failing {
-                let told = self.0.failed.wait_while(state, |state| state.failure.is_none());
-                return told.unwrap_or_else(PoisonError::into_inner).failure.clone().unwrap_or(error);
+                return self.told(state).unwrap_or(error);
             }
             state.failing = true;
-            std::mem::take(&mut state.hooks)
+            (state.ending.take(), std::mem::take(&mut state.hooks))
+        };
+        let error = match ending {
+            Some(ending) => ending(error),
+            None => error,
         };
         for hook in hooks {
             hook(&error);
@@ -69,18 +75,33 @@ impl Abort {
         waited.unwrap_or_else(PoisonError::into_inner).0.failure.clone()
     }
 
-    /// Runs `hook` in the thread that fails first; at once if that has happened.
-    pub(crate) fn on_failure(&self, hook: impl FnOnce(&CollectiveError) + Send + 'static) {
+    /// Runs `hook` in the thread that fails first, once the peers have been told; at once if that has happened.
+    pub fn on_failure(&self, hook: impl FnOnce(&CollectiveError) + Send + 'static) {
         let mut state = self.lock();
         if !state.failing {
             state.hooks.push(Box::new(hook));
             return;
         }
-        let told = self.0.failed.wait_while(state, |state| state.failure.is_none());
-        let failure = told.unwrap_or_else(PoisonError::into_inner).failure.clone();
-        if let Some(failure) = failure {
+        if let Some(failure) = self.told(state) {
             hook(&failure);
         }
+    }
+
+    /// What ends the network: runs before all hooks, and returns what they and everybody else are told.
+    pub(super) fn on_ending(&self, ending: impl FnOnce(CollectiveError) -> CollectiveError + Send + 'static) {
+        let mut state = self.lock();
+        if !state.failing {
+            state.ending = Some(Box::new(ending));
+            return;
+        }
+        if let Some(failure) = self.told(state) {
+            ending(failure);
+        }
+    }
+
+    fn told(&self, state: MutexGuard<'_, State>) -> Option<CollectiveError> {
+        let told = self.0.failed.wait_while(state, |state| state.failure.is_none());
+        told.unwrap_or_else(PoisonError::into_inner).failure.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,5 +132,18 @@ mod tests {
             count.fetch_add(1, Ordering::SeqCst);
         });
         assert_eq!(runs.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn the_ending_may_know_better_and_comes_first() {
+        let abort = Abort::new();
+        let (told, hear) = std::sync::mpsc::channel();
+        abort.on_failure(move |failure| told.send(failure.clone()).unwrap());
+        let better = CollectiveError::Local("what it really was".into());
+        let found = better.clone();
+        abort.on_ending(move |_| found);
+        assert_eq!(abort.fail(CollectiveError::Local("at first sight".into())), better);
+        assert_eq!(hear.recv().unwrap(), better);
+        assert_eq!(abort.failure(), Some(better));
     }
 }

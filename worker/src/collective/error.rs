@@ -2,6 +2,9 @@
 
 use std::{fmt, time::Duration};
 
+use lorafleet_proto::v1 as pb;
+use pb::Evidence;
+
 /// A member as errors name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -52,21 +55,13 @@ pub enum CollectiveError {
         /// Who.
         peer: Peer,
     },
-    /// The peer's collective could not be reached before the deadline.
+    /// The peer's collective could not be reached.
     #[error("{peer} could not be reached: {detail}")]
     Unreachable {
         /// Who.
         peer: Peer,
         /// The last try's error.
         detail: String,
-    },
-    /// Not every member arrived before the deadline.
-    #[error("{} did not join within {:.0} s", join(peers), after.as_secs_f64())]
-    Missing {
-        /// Who is missing.
-        peers: Vec<Peer>,
-        /// The deadline that passed.
-        after: Duration,
     },
     /// The peer refused the handshake, for good.
     #[error("{peer} refused the handshake: {detail}")]
@@ -102,6 +97,12 @@ pub enum CollectiveError {
         /// What the peer does.
         theirs: String,
     },
+    /// More than one peer was lost at the same moment, or one that was seen and then told about.
+    #[error("{}", several(errors))]
+    Several {
+        /// What was seen of each.
+        errors: Vec<CollectiveError>,
+    },
     /// A sum does not fit 64 bits.
     #[error("a sum passed 64 bits, at or after element {element}: gradients are out of range")]
     Overflow {
@@ -125,26 +126,54 @@ pub enum CollectiveError {
 }
 
 impl CollectiveError {
-    /// Indices of the members that could not be reached.
+    /// Indices of the members that could not be reached, by what this member saw or was told.
     pub fn suspects(&self) -> Vec<u32> {
         match self {
-            Self::PeerGone { peer, .. }
-            | Self::PeerSilent { peer, .. }
-            | Self::PeerStuck { peer, .. }
-            | Self::PeerLeft { peer }
-            | Self::Unreachable { peer, .. } => vec![peer.index],
-            Self::Missing { peers, .. } => peers.iter().map(|peer| peer.index).collect(),
+            Self::PeerLeft { peer } => vec![peer.index],
             Self::AbortedByPeer { suspect, .. } => suspect.iter().map(|peer| peer.index).collect(),
-            _ => Vec::new(),
+            direct => direct.suspicions().into_iter().map(|suspicion| suspicion.index).collect(),
         }
+    }
+
+    /// Whom this member could not reach, by its own evidence only: what a peer told is that peer's to report.
+    pub fn suspicions(&self) -> Vec<pb::Suspicion> {
+        let (peer, evidence) = match self {
+            Self::PeerGone { peer, .. } => (peer, Evidence::Gone),
+            Self::PeerSilent { peer, .. } => (peer, Evidence::Silent),
+            Self::PeerStuck { peer, .. } => (peer, Evidence::Stuck),
+            Self::Unreachable { peer, .. } => (peer, Evidence::Unreachable),
+            Self::Several { errors } => return errors.iter().flat_map(Self::suspicions).collect(),
+            _ => return Vec::new(),
+        };
+        vec![pb::Suspicion { index: peer.index, evidence: evidence.into() }]
     }
 }
 
-/// "a, b and c".
-fn join(peers: &[Peer]) -> String {
-    let names: Vec<String> = peers.iter().map(Peer::to_string).collect();
-    match names.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
-        _ => names.concat(),
+/// "a; b; c".
+fn several(errors: &[CollectiveError]) -> String {
+    errors.iter().map(CollectiveError::to_string).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_seen_is_evidence() {
+        let peer = |index| Peer { index, worker: format!("w{index}"), address: "x:1".into() };
+        let gone = CollectiveError::PeerGone { peer: peer(2), detail: "closed".into() };
+        let told = CollectiveError::AbortedByPeer {
+            by: peer(1),
+            suspect: Some(Box::new(peer(2))),
+            reason: gone.to_string(),
+        };
+        assert_eq!(told.suspicions(), []);
+        assert_eq!(told.suspects(), [2]);
+        let silent = CollectiveError::PeerSilent { peer: peer(0), after: Duration::from_secs(5) };
+        let both = CollectiveError::Several { errors: vec![gone, silent] };
+        let evidence: Vec<_> = both.suspicions().iter().map(|one| (one.index, one.evidence())).collect();
+        assert_eq!(evidence, [(2, Evidence::Gone), (0, Evidence::Silent)]);
+        assert_eq!(both.suspects(), [2, 0]);
+        assert!(both.to_string().contains("w2") && both.to_string().contains("w0"));
     }
 }

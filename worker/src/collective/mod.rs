@@ -31,7 +31,7 @@ pub trait Collective: Send {
     /// that depends on the gang's size.
     fn all_reduce_f32(&mut self, buffer: &mut [f32]) -> Result<(), CollectiveError>;
 
-    /// Replaces `bytes` on every member by `root`'s.
+    /// Replaces `bytes` on every member by `root`'s: by all of them, or after an error by none.
     fn broadcast(&mut self, root: u32, bytes: &mut Vec<u8>) -> Result<(), CollectiveError>;
 
     /// Payload bytes that this member has sent to its peers so far.

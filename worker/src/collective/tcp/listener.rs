@@ -20,6 +20,8 @@ use super::{
     wire::{Channel, Hello, Welcome, read_handshake, write_handshake},
 };
 
+/// Jobs whose last generation is remembered, so that a peer that is behind gets an answer.
+const REMEMBERED: usize = 64;
 /// Callers whose handshake is under way at once; more are turned away.
 const HANDSHAKES: usize = 64;
 
@@ -36,19 +38,31 @@ struct Inner {
     handshake_deadline: Duration,
 }
 
-/// A run that waits for its peers.
+/// A generation that this member has begun.
 struct Route {
     job: String,
     fence: pb::Fence,
     index: u32,
     world_size: u32,
-    callers: mpsc::Sender<Caller>,
+    state: State,
 }
 
-/// A peer that passed the handshake.
-pub(super) struct Caller {
-    pub from: u32,
+/// How far this member is in a generation.
+enum State {
+    /// It waits for its peers.
+    Joining(mpsc::Sender<Arrival>),
+    /// All lines stand, or stood.
+    Stands,
+    /// It did not come to be.
+    GivenUp,
+}
+
+/// A line that stands.
+pub(super) struct Arrival {
+    pub peer: u32,
     pub channel: Channel,
+    /// The peer called; otherwise it was called.
+    pub called: bool,
     pub stream: TcpStream,
 }
 
@@ -73,19 +87,24 @@ impl Listener {
         self.address
     }
 
-    /// Routes callers of `gang` to the returned receiver until the registration is dropped.
-    pub(super) fn register(&self, gang: &Gang) -> (Registration, mpsc::Receiver<Caller>) {
-        let (callers, receiver) = mpsc::channel();
-        self.inner.routes().push(Route {
-            job: gang.job.clone(),
-            fence: gang.fence.clone(),
+    /// Sends callers of `gang` to `callers` until the registration is dropped. Earlier generations of the job are over
+    /// with it.
+    pub(super) fn register(&self, gang: &Gang, callers: mpsc::Sender<Arrival>) -> Registration {
+        let (job, fence) = (gang.job.clone(), gang.fence.clone());
+        let mut routes = self.inner.routes();
+        routes.retain(|route| route.job != job);
+        if routes.len() >= REMEMBERED {
+            routes.remove(0);
+        }
+        routes.push(Route {
+            job: job.clone(),
+            fence: fence.clone(),
             index: gang.index,
             world_size: gang.world_size(),
-            callers,
+            state: State::Joining(callers),
         });
-        let registration =
-            Registration { inner: self.inner.clone(), job: gang.job.clone(), fence: gang.fence.clone() };
-        (registration, receiver)
+        drop(routes);
+        Registration { inner: self.inner.clone(), job, fence, stands: false }
     }
 }
 
@@ -110,11 +129,23 @@ pub(super) struct Registration {
     inner: Arc<Inner>,
     job: String,
     fence: pb::Fence,
+    stands: bool,
+}
+
+impl Registration {
+    /// All lines stand: nobody is expected any more.
+    pub fn stands(mut self) {
+        self.stands = true;
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.inner.routes().retain(|route| route.job != self.job || route.fence != self.fence);
+        let mut routes = self.inner.routes();
+        let ours = |route: &&mut Route| route.job == self.job && route.fence == self.fence;
+        if let Some(route) = routes.iter_mut().find(ours) {
+            route.state = if self.stands { State::Stands } else { State::GivenUp };
+        }
     }
 }
 
@@ -134,7 +165,8 @@ impl Inner {
         match (welcome, callers) {
             (Welcome::Accepted, Some(callers)) => {
                 // The run may have given up in between; then the caller sees its connection close.
-                drop(callers.send(Caller { from: hello.from, channel: hello.channel, stream }));
+                let (peer, channel) = (hello.from, hello.channel);
+                drop(callers.send(Arrival { peer, channel, called: true, stream }));
             }
             (Welcome::Refused(reason), _) => {
                 warn!(from = hello.from, job = hello.job, reason, "refused a peer's handshake");
@@ -147,26 +179,36 @@ impl Inner {
     }
 
     /// Whether the caller may come in, and to whom.
-    fn judge(&self, hello: &Hello) -> (Welcome, Option<mpsc::Sender<Caller>>) {
+    fn judge(&self, hello: &Hello) -> (Welcome, Option<mpsc::Sender<Arrival>>) {
         if hello.protocol != GANG_PROTOCOL_VERSION {
             return (Welcome::Refused(differ("gang protocol", GANG_PROTOCOL_VERSION, hello.protocol)), None);
         }
         let routes = self.routes();
-        let of_job = || routes.iter().filter(|route| route.job == hello.job);
-        let fence = hello.fence();
-        if let Some(route) = of_job().find(|route| route.fence == fence) {
-            return match check_places(route, hello) {
-                Ok(()) => (Welcome::Accepted, Some(route.callers.clone())),
-                Err(reason) => (Welcome::Refused(reason), None),
-            };
-        }
-        let Some(route) = of_job().max_by_key(|route| number(&route.fence)) else {
+        let Some(route) = routes.iter().find(|route| route.job == hello.job) else {
             return (Welcome::Later(format!("{} has not begun here", hello.job)), None);
         };
-        let reason = differ("fence", describe(&route.fence), describe(&fence));
-        // A caller that is ahead comes back when this member has caught up; one that is behind never may.
-        let ahead = number(&fence) > number(&route.fence);
-        (if ahead { Welcome::Later(reason) } else { Welcome::Refused(reason) }, None)
+        let fence = hello.fence();
+        if route.fence != fence && !lorafleet_failpoint::defect("fence-off") {
+            let reason = differ("fence", describe(&route.fence), describe(&fence));
+            // A caller that is ahead comes back when this member has caught up; one that is behind never may.
+            let ahead = number(&fence) > number(&route.fence);
+            let moved_on = || format!("has moved on to generation {}: {reason}", route.fence.generation);
+            return (if ahead { Welcome::Later(reason) } else { Welcome::Refused(moved_on()) }, None);
+        }
+        if let Err(reason) = check_places(route, hello) {
+            return (Welcome::Refused(reason), None);
+        }
+        let generation = route.fence.generation;
+        match (&route.state, hello.channel) {
+            (State::Joining(callers), Channel::Control | Channel::Data) => {
+                (Welcome::Accepted, Some(callers.clone()))
+            }
+            (State::Joining(_) | State::Stands, Channel::Probe) => (Welcome::Accepted, None),
+            (State::Stands, _) => {
+                (Welcome::Refused(format!("has joined generation {generation} already")), None)
+            }
+            (State::GivenUp, _) => (Welcome::Refused(format!("has given up generation {generation}")), None),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod listener;
 mod pulse;
 mod ring;
 mod wire;
+mod wires;
 
 use std::{
     io::{self, Read, Write},
@@ -21,9 +22,10 @@ use lorafleet_proto::v1 as pb;
 
 pub use self::listener::Listener;
 use self::{
-    pulse::{Pulse, Wires, is_timeout},
+    pulse::is_timeout,
     ring::{Element, MAX_CHUNKS, Plan},
     wire::{OpHeader, OpKind},
+    wires::Wires,
 };
 use super::{Abort, Collective, CollectiveError, Peer, solo::Solo};
 
@@ -39,15 +41,16 @@ pub struct TcpOptions {
     pub connect: Duration,
     /// One message of a handshake.
     pub handshake: Duration,
-    /// From the first dial until all lines of the gang stand.
-    pub join: Duration,
-    /// A read within an operation, from a peer that pings: longer than any step.
+    /// A peer whose machine answers that nobody listens there is given up after this long.
+    pub refused: Duration,
+    /// A read within an operation, from a peer that pings; a peer that answers, but has not begun yet, is waited for
+    /// as long: longer than any step.
     pub read: Duration,
     /// A write within an operation, to a peer that pings: longer than any step.
     pub write: Duration,
     /// Between two pings.
     pub ping_every: Duration,
-    /// A peer that sent no ping for this long is silent.
+    /// A peer that sent no ping for this long is silent; one that does not answer at all is unreachable.
     pub silence: Duration,
     /// Bytes of a broadcast at most.
     pub broadcast_limit: u64,
@@ -58,7 +61,7 @@ impl Default for TcpOptions {
         Self {
             connect: Duration::from_secs(5),
             handshake: Duration::from_secs(5),
-            join: Duration::from_secs(60),
+            refused: Duration::from_millis(500),
             read: Duration::from_secs(1800),
             write: Duration::from_secs(1800),
             ping_every: Duration::from_secs(1),
@@ -110,6 +113,9 @@ impl Gang {
 }
 
 /// Joins the gang; returns when every line stands. A gang of one needs none and gets [`Solo`].
+///
+/// A peer that has not begun this generation yet is waited for as long as it answers, up to the limit of a step. From
+/// the first line on members ping each other, and one that gives up tells the others.
 pub fn join(
     listener: &Listener,
     gang: Gang,
@@ -123,6 +129,7 @@ pub fn join(
     if gang.world_size() == 1 {
         return Ok(Box::new(Solo::new(abort.clone())));
     }
+    let gang = Arc::new(gang);
     let lines = join::connect(listener, &gang, options, abort)?;
     let collective = Tcp::new(lines, gang, options, abort);
     let local = |error: io::Error| abort.fail(CollectiveError::Local(error.to_string()));
@@ -148,20 +155,10 @@ struct Tcp {
 }
 
 impl Tcp {
-    fn new(lines: join::Lines, gang: Gang, options: &TcpOptions, abort: &Abort) -> io::Result<Self> {
-        let wires = Arc::new(Wires::new(&lines)?);
-        let join::Lines { control, data_out, data_in } = lines;
+    fn new(lines: join::Lines, gang: Arc<Gang>, options: &TcpOptions, abort: &Abort) -> io::Result<Self> {
+        let join::Lines { wires, data_out, data_in } = lines;
         data_in.set_read_timeout(Some(options.read))?;
         data_out.set_write_timeout(Some(options.write))?;
-        // Weak: a handle that outlives the collective must not keep its sockets open.
-        let ending = Arc::downgrade(&wires);
-        abort.on_failure(move |failure| {
-            if let Some(wires) = ending.upgrade() {
-                wires.end(failure);
-            }
-        });
-        let gang = Arc::new(gang);
-        Pulse::start_all(control, &gang, &wires, abort, options)?;
         let (out, queue) = mpsc::sync_channel(MAX_CHUNKS + 1);
         let (done, spare) = mpsc::channel();
         let sender =
@@ -195,6 +192,9 @@ impl Tcp {
             self.send(&buffer[chunk])?;
         }
         for round in 0..plan.rounds() {
+            if round == plan.rounds() / 2 {
+                self.reach("mid-reduction")?;
+            }
             for chunk in plan.chunks(plan.received(index, round)) {
                 let element = chunk.start;
                 let numbers = &mut buffer[chunk];
@@ -221,7 +221,12 @@ impl Tcp {
         if self.gang.index == root {
             self.check_size(header.length)?;
             self.send_header(&header)?;
-            for chunk in bytes.chunks(BROADCAST_CHUNK) {
+            let chunks = bytes.chunks(BROADCAST_CHUNK);
+            let middle = chunks.len() / 2;
+            for (at, chunk) in chunks.enumerate() {
+                if at == middle {
+                    self.reach("mid-broadcast")?;
+                }
                 self.send_bytes(|buffer| buffer.extend_from_slice(chunk))?;
             }
             return Ok(());
@@ -232,12 +237,13 @@ impl Tcp {
         if forward {
             self.send_header(&header)?;
         }
-        bytes.clear();
+        // The caller's bytes stay as they are until all have come.
+        let mut received = Vec::new();
         let mut left = header.length as usize;
         while left > 0 {
             let size = left.min(BROADCAST_CHUNK);
             self.receive(size)?;
-            bytes.extend_from_slice(&self.scratch);
+            received.extend_from_slice(&self.scratch);
             if forward {
                 let chunk = std::mem::take(&mut self.scratch);
                 self.send_bytes(|buffer| buffer.extend_from_slice(&chunk))?;
@@ -245,6 +251,7 @@ impl Tcp {
             }
             left -= size;
         }
+        *bytes = received;
         Ok(())
     }
 
@@ -320,6 +327,12 @@ impl Tcp {
         let read = self.data_in.read_exact(&mut self.scratch);
         let from = self.gang.previous();
         read.map_err(|error| explain(&self.gang, &self.wires, &self.abort, from, &error, self.options.read))
+    }
+
+    /// A failpoint; its "step" is the number of the operation within the generation.
+    fn reach(&self, name: &str) -> Result<(), CollectiveError> {
+        lorafleet_failpoint::reach(name, self.sequence)
+            .map_err(|injected| self.abort.fail(CollectiveError::Local(injected.to_string())))
     }
 
     fn check(&self) -> Result<(), CollectiveError> {

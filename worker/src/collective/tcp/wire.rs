@@ -27,6 +27,8 @@ pub(super) enum Channel {
     Control,
     /// The ring's tensors; from each member to the next.
     Data,
+    /// Only asks for an answer.
+    Probe,
 }
 
 /// The first message of the member that dials.
