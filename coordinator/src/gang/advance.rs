@@ -256,7 +256,10 @@ async fn remove(
         // Its process is no more; another one of its name may come back at once.
         Why::Dead { evidence: Evidence::Gone | Evidence::Unreachable, .. } => (MemberOutcome::Lost, "lost"),
         Why::Late => (MemberOutcome::Lost, "lost"),
-        Why::Dead { .. } | Why::Quiet | Why::Cut { .. } => (MemberOutcome::Expelled, "expelled"),
+        // It was frozen or cut off from the coordinator, and may come back as new when that is over.
+        Why::Dead { evidence: Evidence::Silent, .. } | Why::Quiet => (MemberOutcome::Lost, "expelled"),
+        // It would do the same again at once.
+        Why::Dead { evidence: Evidence::Stuck, .. } | Why::Cut { .. } => (MemberOutcome::Expelled, "expelled"),
     };
     let message = why::removal(places, &removal.why);
     end_place(tx, live, &mut place.clone(), outcome, &message).await?;
