@@ -276,11 +276,6 @@ impl Place {
         self.with_fence(begin.fence.clone().expect("a fence"))
     }
 
-    /// Its index in a generation.
-    pub fn index(&self, begin: &pb::Begin) -> Option<u32> {
-        begin.members.iter().find(|member| member.place == self.assign.place).map(|member| member.index)
-    }
-
     /// The same place under another fence.
     pub fn with_fence(&self, fence: pb::Fence) -> Self {
         Self { assign: pb::Assign { fence: Some(fence), ..self.assign.clone() } }
