@@ -1,0 +1,181 @@
+//! Gangs that change while they train: whoever dies, comes or leaves, the adapter is the same file.
+
+#![allow(clippy::unwrap_used)]
+
+mod gang;
+mod support;
+
+use std::collections::BTreeMap;
+
+use gang::{Bomb, Deed, Gang, Trace, What};
+use lorafleet_proto::v1 as pb;
+use pb::finished::Outcome;
+use support::Fleet;
+
+/// Trains the job on a gang of this size, with these bombs by place, while these deeds are done.
+fn train(fleet: &Fleet, spec: &pb::JobSpec, size: u32, bombs: &[(u32, Bomb)], deeds: &[Deed]) -> Traces {
+    static ATTEMPT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
+    let attempt = ATTEMPT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    let mut gang = Gang::new(fleet, spec, attempt, &[]);
+    for place in 1..=size {
+        gang.place(bombs.iter().find(|(at, _)| *at == place).map(|(_, bomb)| *bomb));
+    }
+    let places = gang.run(deeds);
+    Traces { places, generations: gang.generations() }
+}
+
+struct Traces {
+    places: BTreeMap<u32, Trace>,
+    generations: u32,
+}
+
+impl Traces {
+    /// The adapter's sha256, which every place that came to the end tells alike; how many did.
+    fn adapter(&self) -> (String, usize) {
+        let results: Vec<&pb::JobResult> = self.places.values().filter_map(Trace::result).collect();
+        let outcomes: Vec<_> = self.places.values().map(|trace| &trace.outcome).collect();
+        let first = results.first().unwrap_or_else(|| panic!("nobody succeeded: {outcomes:?}"));
+        assert!(results.iter().all(|result| result == first), "members tell different results");
+        (first.adapter_sha256.clone(), results.len())
+    }
+
+    /// Every member that came to the end keeps one point of each step, and no checkpoint was read.
+    fn assert_nothing_lost(&self, steps: u64) {
+        for (place, trace) in &self.places {
+            assert!(!trace.kinds().contains(&"resumed"), "{place} read a checkpoint");
+            if trace.result().is_some() {
+                let points: Vec<u64> = trace.points.keys().copied().collect();
+                assert_eq!(points, (0..=steps).collect::<Vec<_>>(), "points that place {place} keeps");
+            }
+        }
+    }
+}
+
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
+}
+
+fn deed(who: u32, after: u64, what: What) -> Deed {
+    Deed { who, after, what }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_dies_costs_nothing() {
+    let fleet = Fleet::start().await;
+    let spec = fleet.spec(7);
+    blocking(|| {
+        let (undisturbed, _) = train(&fleet, &spec, 1, &[], &[]).adapter();
+        for bombs in [
+            &[(2, Bomb::Point(4))][..],
+            &[(1, Bomb::Point(4))],
+            &[(1, Bomb::Point(2)), (3, Bomb::Point(5))],
+            // Two at once, one of them within an evaluation's record.
+            &[(1, Bomb::Evaluated(3)), (2, Bomb::Point(3))],
+        ] {
+            let traces = train(&fleet, &spec, 3, bombs, &[]);
+            assert_eq!(traces.adapter(), (undisturbed.clone(), 3 - bombs.len()), "{bombs:?}");
+            assert!(traces.generations > 1, "{bombs:?}");
+            traces.assert_nothing_lost(7);
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_come_and_go_at_step_boundaries() {
+    let fleet = Fleet::start().await;
+    let spec = fleet.spec(10);
+    blocking(|| {
+        let (undisturbed, _) = train(&fleet, &spec, 1, &[], &[]).adapter();
+        let traces = train(&fleet, &spec, 1, &[], &[deed(1, 2, What::Join), deed(1, 4, What::Join)]);
+        assert_eq!((traces.adapter(), traces.generations), ((undisturbed.clone(), 3), 3));
+        traces.assert_nothing_lost(10);
+        let traces = train(&fleet, &spec, 3, &[], &[deed(2, 3, What::Leave(1)), deed(3, 6, What::Leave(2))]);
+        assert_eq!(traces.adapter(), (undisturbed.clone(), 1));
+        assert!(traces.places[&3].parted.iter().all(|parted| parted.polite), "{:?}", traces.places[&3].parted);
+        assert!(matches!(traces.places[&1].outcome, Some(Outcome::Released(_))));
+        traces.assert_nothing_lost(10);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_dies_while_it_gives_its_state_harms_nobody() {
+    let fleet = Fleet::start().await;
+    let spec = fleet.spec(10);
+    blocking(|| {
+        let (undisturbed, _) = train(&fleet, &spec, 1, &[], &[]).adapter();
+        let traces = train(&fleet, &spec, 2, &[(1, Bomb::Give)], &[deed(1, 2, What::Join)]);
+        assert_eq!(traces.adapter(), (undisturbed, 2));
+        assert!(traces.places[&1].outcome.is_none() && traces.generations > 2);
+        traces.assert_nothing_lost(10);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gang_that_leaves_whole_writes_a_checkpoint_and_resumes() {
+    let fleet = Fleet::start().await;
+    let mut spec = fleet.spec(12);
+    spec.checkpoint.as_mut().unwrap().every = 100;
+    blocking(|| {
+        let (undisturbed, _) = train(&fleet, &spec, 1, &[], &[]).adapter();
+        let traces = train(&fleet, &spec, 2, &[], &[deed(1, 4, What::LeaveAll)]);
+        let Some(Outcome::Released(pb::Released { step })) = traces.places[&1].outcome else { panic!() };
+        assert_eq!(traces.places[&2].outcome, traces.places[&1].outcome);
+        let resume = &traces.places[&1].checkpoints;
+        assert_eq!(resume.len(), 1);
+        assert!((4..12).contains(&step) && resume[0].step == step);
+        let mut gang = Gang::new(&fleet, &spec, 1000, resume);
+        (0..3).for_each(|_| gang.place(None));
+        let traces = Traces { places: gang.run(&[]), generations: 1 };
+        assert_eq!(traces.adapter(), (undisturbed, 3));
+        assert!(traces.places.values().all(|trace| trace.kinds().contains(&"resumed")));
+    });
+}
+
+/// As many jobs as there are ways to cut a step; each on several sizes, with a death.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_adapter_for_every_kind_of_job() {
+    let fleet = Fleet::start().await;
+    let kinds: [(&str, fn(&mut pb::JobSpec)); 4] = [
+        ("uneven shares, with dropout", |spec| {
+            let train = spec.train.as_mut().unwrap();
+            (train.global_batch, train.micro_batches) = (10, 5);
+            spec.adapter.as_mut().unwrap().dropout = 0.1;
+        }),
+        ("few tokens in a micro-batch", |spec| spec.train.as_mut().unwrap().micro_tokens = 64),
+        ("bf16", |spec| spec.train.as_mut().unwrap().set_precision(pb::Precision::Bf16)),
+        ("the best of all, patience", |spec| {
+            spec.eval.as_mut().unwrap().every = 2;
+            spec.eval.as_mut().unwrap().patience = 2;
+            spec.checkpoint.as_mut().unwrap().best = true;
+            spec.train.as_mut().unwrap().lr = 0.05;
+        }),
+    ];
+    blocking(|| {
+        for (kind, change) in kinds {
+            let mut spec = fleet.spec(6);
+            change(&mut spec);
+            let (undisturbed, _) = train(&fleet, &spec, 1, &[], &[]).adapter();
+            let together = train(&fleet, &spec, 3, &[], &[]).adapter();
+            assert_eq!(together, (undisturbed.clone(), 3), "{kind}");
+            let survived = train(&fleet, &spec, 3, &[(1, Bomb::Point(2))], &[]).adapter();
+            assert_eq!(survived, (undisturbed, 2), "{kind}");
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sums_in_f32_agree_closely_and_members_with_each_other() {
+    let fleet = Fleet::start().await;
+    let mut spec = fleet.spec(10);
+    spec.train.as_mut().unwrap().set_reduce(pb::Reduce::F32);
+    blocking(|| {
+        let alone = train(&fleet, &spec, 1, &[], &[]);
+        let survived = train(&fleet, &spec, 3, &[(2, Bomb::Point(4))], &[]);
+        assert_eq!(survived.adapter().1, 2);
+        let points = |traces: &Traces| traces.places[&1].points.clone();
+        for (step, point) in points(&alone) {
+            let loss = points(&survived)[&step].loss;
+            assert!((loss - point.loss).abs() <= 1e-5 * point.loss.abs(), "step {step}: {loss}, {}", point.loss);
+        }
+    });
+}
