@@ -91,7 +91,11 @@ async fn members_come_and_go_at_step_boundaries() {
         traces.assert_nothing_lost(10);
         let traces = train(&fleet, &spec, 3, &[], &[deed(2, 3, What::Leave(1)), deed(3, 6, What::Leave(2))]);
         assert_eq!(traces.adapter(), (undisturbed.clone(), 1));
-        assert!(traces.places[&3].parted.iter().all(|parted| parted.polite), "{:?}", traces.places[&3].parted);
+        assert!(
+            traces.places[&3].parted.iter().all(|parted| parted.polite),
+            "{:?}",
+            traces.places[&3].parted
+        );
         assert!(matches!(traces.places[&1].outcome, Some(Outcome::Released(_))));
         traces.assert_nothing_lost(10);
     });
@@ -175,7 +179,11 @@ async fn sums_in_f32_agree_closely_and_members_with_each_other() {
         let points = |traces: &Traces| traces.places[&1].points.clone();
         for (step, point) in points(&alone) {
             let loss = points(&survived)[&step].loss;
-            assert!((loss - point.loss).abs() <= 1e-5 * point.loss.abs(), "step {step}: {loss}, {}", point.loss);
+            assert!(
+                (loss - point.loss).abs() <= 1e-5 * point.loss.abs(),
+                "step {step}: {loss}, {}",
+                point.loss
+            );
         }
     });
 }

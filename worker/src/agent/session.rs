@@ -89,11 +89,7 @@ impl Agent {
     }
 
     /// Does what the coordinator says; the end of the stay when it does not know this worker.
-    fn take(
-        &mut self,
-        message: pb::CoordinatorMessage,
-        store: &Store,
-    ) -> Result<Option<Parted>, AgentError> {
+    fn take(&mut self, message: pb::CoordinatorMessage, store: &Store) -> Result<Option<Parted>, AgentError> {
         let Some(message) = message.message else { return Ok(None) };
         match message {
             Down::Assign(assign) => self.slot.assign(assign, store),

@@ -61,7 +61,8 @@ impl Slot {
             step,
             place: id.place,
         };
-        let of_run = |current: &Current| message(&current.id, current.control.fence(), current.control.step());
+        let of_run =
+            |current: &Current| message(&current.id, current.control.fence(), current.control.step());
         let mut running: Vec<_> = self.current.iter().map(of_run).collect();
         running.extend(self.mailbox.lock().ended().map(|(id, fence)| message(id, fence.clone(), 0)));
         running

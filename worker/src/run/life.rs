@@ -98,7 +98,7 @@ impl Run {
                 warn!(%injected, "nothing is reported");
                 return;
             }
-            let (suspicions, message) = (suspicions(error), error.to_string());
+            let (suspicions, message) = (error.suspicions(), error.to_string());
             reporter.parted(pb::Parted { step, suspicions, message, ..parted });
         });
     }
@@ -144,17 +144,4 @@ impl Run {
         }
         End::lost(message)
     }
-}
-
-/// Whom it blames, by direct evidence.
-fn suspicions(error: &CollectiveError) -> Vec<pb::Suspicion> {
-    use pb::Evidence;
-    let (peer, evidence) = match error {
-        CollectiveError::PeerGone { peer, .. } => (peer, Evidence::Gone),
-        CollectiveError::PeerSilent { peer, .. } => (peer, Evidence::Silent),
-        CollectiveError::PeerStuck { peer, .. } => (peer, Evidence::Stuck),
-        CollectiveError::Unreachable { peer, .. } => (peer, Evidence::Unreachable),
-        _ => return Vec::new(),
-    };
-    vec![pb::Suspicion { index: peer.index, evidence: evidence.into() }]
 }

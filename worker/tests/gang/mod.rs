@@ -141,7 +141,7 @@ impl Reporter for Line {
         self.say(Said::Point(point.step, go));
         self.trace(|trace| drop(trace.points.insert(point.step, point)));
         // Returns when the coordinator has done what the test wants after this step.
-        drop(wait.recv());
+        assert!(wait.recv().is_err(), "nothing is sent");
     }
 
     fn event(&self, key: &str, kind: &str, message: &str) {
@@ -284,7 +284,8 @@ impl<'a> Gang<'a> {
         // Members that wait for a newcomer to be ready.
         let mut held = Vec::new();
         while !self.live.is_empty() {
-            let (place, said) = self.said.recv_timeout(PATIENCE).expect("what the test waits for does not come");
+            let (place, said) =
+                self.said.recv_timeout(PATIENCE).expect("what the test waits for does not come");
             match said {
                 Said::Ready => {
                     self.ready.insert(place);

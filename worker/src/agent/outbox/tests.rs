@@ -90,7 +90,9 @@ fn what_the_gang_has_once_is_index_0s_to_send() {
     assert!(drain_at(&mut outbox, now).is_empty());
     outbox.own_event(&id(1), "straggler", "m", now);
     match drain_at(&mut outbox, now).as_slice() {
-        [Message::ReportEvent(event)] => assert_eq!((event.key.as_str(), event.kind.as_str()), ("3/1", "straggler")),
+        [Message::ReportEvent(event)] => {
+            assert_eq!((event.key.as_str(), event.kind.as_str()), ("3/1", "straggler"))
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(drain_at(&mut outbox, now + HOLD).len(), 2, "index 0 did not get them acknowledged");
