@@ -5,6 +5,7 @@
 mod support;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener},
     path::Path,
@@ -15,12 +16,13 @@ use std::{
 use lorafleet_proto::v1 as pb;
 use lorafleet_worker::health::{LIVENESS, READINESS};
 use pb::finished::Outcome;
-use support::{Fleet, fence};
+use support::{Fleet, fence, generation};
 use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
+const JOB: &str = "jobs/test";
 const WORKER: &str = env!("CARGO_BIN_EXE_lorafleet-worker");
 
 /// A worker process that does not outlive its test.
@@ -73,7 +75,7 @@ async fn sigterm_leaves_at_a_step_boundary_and_exits_well() {
     let fleet = Fleet::start().await;
     let (coordinator, address) = (&fleet.coordinator, free_port());
     let mut worker = Process::start(&fleet, "a", address);
-    coordinator.run("jobs/test", &fence(1), &fleet.spec(100_000), &["a"], &[]).await;
+    coordinator.run(JOB, &fence(1), &fleet.spec(100_000), &["a"], &[]).await;
     coordinator.step("a", &fence(1), 2).await;
     assert_eq!(health(address, LIVENESS).await, Some(ServingStatus::Serving));
     assert_eq!(health(address, READINESS).await, Some(ServingStatus::Serving));
@@ -87,29 +89,63 @@ async fn sigterm_leaves_at_a_step_boundary_and_exits_well() {
     assert_eq!(exit.code(), Some(0));
 }
 
-/// Killed in the middle of a sum: the survivor says who is gone, and a new gang goes on to the same adapter.
+/// Killed in the middle of a sum: the survivor says who is gone, and goes on from memory to the same adapter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_member_is_named_and_the_job_resumes() {
+async fn a_killed_member_is_named_and_the_other_goes_on() {
     let fleet = Fleet::start().await;
     let (coordinator, spec) = (&fleet.coordinator, fleet.spec(40));
-    let a = Process::start(&fleet, "a", free_port());
+    let _a = Process::start(&fleet, "a", free_port());
     let b = Process::start(&fleet, "b", free_port());
-    coordinator.run("jobs/test", &fence(1), &spec, &["a", "b"], &[]).await;
+    coordinator.run(JOB, &fence(1), &spec, &["a", "b"], &[]).await;
     coordinator.step("a", &fence(1), 4).await;
     drop(b);
-    match coordinator.outcome("a", &fence(1)).await {
-        Outcome::Lost(lost) => assert_eq!(lost.suspects, [1], "{}", lost.message),
-        other => panic!("{other:?}"),
-    }
-    let resume = coordinator.checkpoints("a");
+    let parted = coordinator.parted("a", &fence(1)).await;
+    let gone = pb::Suspicion { index: 1, evidence: pb::Evidence::Gone.into() };
+    assert_eq!(parted.suspicions, [gone], "{}", parted.message);
+    assert!(!parted.polite && parted.step >= 3);
+    coordinator.begin(JOB, &generation(1, 2), &[("a", 1)], &coordinator.checkpoints("a")).await;
+    let survived = coordinator.success("a", &fence(1)).await.result.unwrap();
+    assert!(!coordinator.events("a").contains(&"resumed".to_owned()), "no checkpoint is read");
+    assert_eq!(
+        coordinator.points("a", &fence(1)).keys().copied().collect::<Vec<_>>(),
+        (0..=40).collect::<Vec<_>>()
+    );
+    coordinator.run(JOB, &fence(2), &spec, &["a"], &[]).await;
+    let undisturbed = coordinator.success("a", &fence(2)).await.result.unwrap();
+    assert_eq!(survived.adapter_sha256, undisturbed.adapter_sha256);
+}
+
+/// The coordinator is away, and then the one member dies whose reports it would have seen: the other one kept them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_member_could_not_report_another_one_does() {
+    let fleet = Fleet::start().await;
+    let (coordinator, spec) = (&fleet.coordinator, fleet.spec(400));
+    let a = Process::start(&fleet, "a", free_port());
+    let _b = Process::start(&fleet, "b", free_port());
+    coordinator.run(JOB, &fence(1), &spec, &["a", "b"], &[]).await;
+    coordinator.step("a", &fence(1), 4).await;
+    coordinator.go_away().await;
+    // Some steps are made that nobody hears of; how many does not matter.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     drop(a);
-    let _c = Process::start(&fleet, "c", free_port());
-    coordinator.run("jobs/test", &fence(2), &spec, &["c"], &resume).await;
-    let resumed = coordinator.success("c", &fence(2)).await.result.unwrap();
-    assert_eq!(coordinator.points("c", &fence(2)).keys().next(), Some(&(resume[0].step + 1)));
-    coordinator.run("jobs/test", &fence(3), &spec, &["c"], &[]).await;
-    let undisturbed = coordinator.success("c", &fence(3)).await.result.unwrap();
-    assert_eq!(resumed.adapter_sha256, undisturbed.adapter_sha256);
+    coordinator.come_back();
+    let parted = coordinator.parted("b", &fence(1)).await;
+    let heard: BTreeMap<u64, pb::MetricPoint> = coordinator.points("a", &fence(1));
+    coordinator.begin(JOB, &generation(1, 2), &[("b", 2)], &[]).await;
+    coordinator.success("b", &fence(1)).await;
+    let told = coordinator.points("b", &fence(1));
+    let all: BTreeSet<u64> = heard.keys().chain(told.keys()).copied().collect();
+    assert_eq!(all, (0..=400).collect::<BTreeSet<_>>(), "parted after step {}", parted.step);
+    for (step, point) in &heard {
+        let same =
+            told.get(step).is_none_or(|told| (told.loss, told.grad_norm) == (point.loss, point.grad_norm));
+        assert!(same, "two values for step {step}");
+    }
+    let keys = [coordinator.keys("a"), coordinator.keys("b")].concat();
+    for step in (3..=400).step_by(3) {
+        let key = format!("evaluated/{step}");
+        assert!(keys.contains(&key), "{key} is lost");
+    }
 }
 
 fn run(args: &[&str]) -> Output {

@@ -5,8 +5,8 @@
 mod support;
 
 use lorafleet_proto::v1 as pb;
-use pb::finished::Outcome;
-use support::{Fleet, Worker, fence};
+use pb::{coordinator_message::Message as Down, finished::Outcome};
+use support::{Fleet, Worker, fence, generation};
 
 const JOB: &str = "jobs/test";
 
@@ -72,38 +72,49 @@ async fn one_two_and_three_workers_make_the_same_adapter() {
     }
 }
 
+/// One member leaves politely, and the other goes on from memory; then that one leaves too, and checkpoints are read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drained_gang_resumes_to_the_same_adapter() {
+async fn drained_members_leave_and_the_job_resumes_to_the_same_adapter() {
     let fleet = Fleet::start().await;
     let coordinator = &fleet.coordinator;
     let mut spec = fleet.spec(24);
     spec.eval.as_mut().unwrap().prompts.clear();
     spec.eval.as_mut().unwrap().every = 0;
-    let [a, b, _c] = ["a", "b", "c"].map(|name| Worker::start(&fleet, name, 1));
+    let [a, b, _c, _d] = ["a", "b", "c", "d"].map(|name| Worker::start(&fleet, name, 1));
     coordinator.run(JOB, &fence(1), &spec, &["a", "b"], &[]).await;
     coordinator.step("a", &fence(1), 3).await;
     b.drain.cancel();
-    let (first, second) =
-        (coordinator.outcome("a", &fence(1)).await, coordinator.outcome("b", &fence(1)).await);
-    let Outcome::Released(pb::Released { step }) = first else { panic!("{first:?}") };
-    assert_eq!(second, Outcome::Released(pb::Released { step }), "both leave at the same boundary");
+    let Outcome::Released(pb::Released { step }) = coordinator.outcome("b", &fence(1)).await else {
+        panic!("b is not released")
+    };
+    let parted = coordinator.parted("a", &fence(1)).await;
+    assert!(parted.polite && parted.suspicions.is_empty() && (3..24).contains(&step), "{parted:?}, {step}");
+    assert_eq!(parted.step, step, "both leave at the same boundary");
     b.running.await.unwrap().unwrap();
     assert!(!b.state.is_ready() && a.state.is_ready());
-    assert!((3..24).contains(&step), "left after step {step}");
+
+    coordinator.begin(JOB, &generation(1, 2), &[("a", 1)], &coordinator.checkpoints("a")).await;
+    coordinator.step("a", &generation(1, 2), step + 1).await;
+    assert!(!coordinator.events("a").contains(&"resumed".to_owned()), "no checkpoint is read");
+    a.drain.cancel();
+    let Outcome::Released(pb::Released { step }) = coordinator.outcome("a", &fence(1)).await else {
+        panic!("a is not released")
+    };
     let resume = coordinator.checkpoints("a");
     assert_eq!(resume[0].step, step, "a checkpoint holds the last step");
 
-    coordinator.run(JOB, &fence(2), &spec, &["c", "a"], &resume).await;
+    coordinator.run(JOB, &fence(2), &spec, &["c", "d"], &resume).await;
     let resumed = coordinator.success("c", &fence(2)).await.result.unwrap();
+    coordinator.success("d", &fence(2)).await;
     assert_eq!(coordinator.points("c", &fence(2)).keys().next(), Some(&(step + 1)));
     assert!(coordinator.events("c").contains(&"resumed".to_owned()));
 
     // The newest checkpoint is torn: the one before it is taken, to the same result.
     std::fs::write(fleet.file(&resume[0], "optimizer.safetensors"), b"torn").unwrap();
-    coordinator.run("jobs/test", &fence(3), &spec, &["a"], &resume).await;
-    let fallen_back = coordinator.success("a", &fence(3)).await.result.unwrap();
-    assert!(coordinator.events("a").contains(&"checkpoint-refused".to_owned()));
-    assert_eq!(coordinator.points("a", &fence(3)).keys().next(), Some(&(resume[1].step + 1)));
+    coordinator.run(JOB, &fence(3), &spec, &["d"], &resume).await;
+    let fallen_back = coordinator.success("d", &fence(3)).await.result.unwrap();
+    assert!(coordinator.events("d").contains(&"checkpoint-refused".to_owned()));
+    assert_eq!(coordinator.points("d", &fence(3)).keys().next(), Some(&(resume[1].step + 1)));
 
     coordinator.run(JOB, &fence(4), &spec, &["c"], &[]).await;
     let undisturbed = coordinator.success("c", &fence(4)).await.result.unwrap();
@@ -120,18 +131,49 @@ async fn a_stop_ends_one_member_and_tells_the_other() {
     let _workers = ["a", "b"].map(|name| Worker::start(&fleet, name, 1));
     coordinator.run(JOB, &fence(1), &spec, &["a", "b"], &[]).await;
     coordinator.step("a", &fence(1), 1).await;
-    coordinator.stop("b", JOB, &fence(1), pb::StopReason::Cancelled).await;
+    coordinator.stop("b", JOB, &fence(1), 2, pb::StopReason::Expelled).await;
     assert_eq!(coordinator.outcome("b", &fence(1)).await, Outcome::Stopped(pb::Stopped {}));
-    match coordinator.outcome("a", &fence(1)).await {
-        Outcome::Lost(lost) => assert!(lost.message.contains("cancelled"), "{}", lost.message),
-        other => panic!("{other:?}"),
-    }
+    let parted = coordinator.parted("a", &fence(1)).await;
+    assert!(!parted.polite && parted.message.contains("goes on without it"), "{}", parted.message);
+    assert_eq!(parted.suspicions, [], "what a peer tells is no evidence");
+    // The other one waits for its next generation, and is known to.
+    coordinator.heartbeat("a", |heartbeat| heartbeat.running.iter().any(|run| run.place == 1)).await;
+    coordinator.stop("a", JOB, &fence(1), 1, pb::StopReason::Cancelled).await;
+    assert_eq!(coordinator.outcome("a", &fence(1)).await, Outcome::Stopped(pb::Stopped {}));
     // Both take the next job; one that was never begun is stopped as well.
     coordinator.assign(JOB, &fence(2), &spec, &["a"]).await;
-    coordinator.stop("a", JOB, &fence(2), pb::StopReason::Stale).await;
+    coordinator.stop("a", JOB, &fence(2), 1, pb::StopReason::Stale).await;
     assert_eq!(coordinator.outcome("a", &fence(2)).await, Outcome::Stopped(pb::Stopped {}));
     coordinator.run(JOB, &fence(3), &fleet.spec(1), &["a", "b"], &[]).await;
     coordinator.success("b", &fence(3)).await;
+}
+
+/// A member regroups at a boundary, and a newcomer enters with it; a third gives its place back while it loads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gang_regroups_with_a_newcomer() {
+    let fleet = Fleet::start().await;
+    let (coordinator, spec) = (&fleet.coordinator, fleet.spec(60));
+    let _workers = ["a", "b", "c"].map(|name| Worker::start(&fleet, name, 1));
+    coordinator.run(JOB, &fence(1), &spec, &["a"], &[]).await;
+    coordinator.place(JOB, &fence(1), &spec, "c", 2).await;
+    let leave = pb::Leave { job: JOB.into(), attempt: 1, place: 2, reason: "another job needs it".into() };
+    coordinator.send("c", Down::Leave(leave)).await;
+    assert_eq!(coordinator.outcome("c", &fence(1)).await, Outcome::Released(pb::Released { step: 0 }));
+    coordinator.place(JOB, &fence(1), &spec, "b", 3).await;
+    coordinator.ready("b", &fence(1)).await;
+    let regroup = pb::Regroup { job: JOB.into(), fence: Some(fence(1)) };
+    coordinator.send("a", Down::Regroup(regroup)).await;
+    assert!(coordinator.parted("a", &fence(1)).await.polite);
+    let second = generation(1, 2);
+    coordinator.begin(JOB, &second, &[("a", 1), ("b", 3)], &[]).await;
+    let in_second = |run: &pb::RunningJob| run.fence.as_ref() == Some(&second) && run.step > 0;
+    coordinator.heartbeat("b", |heartbeat| heartbeat.running.iter().any(in_second)).await;
+    let both = [coordinator.success("a", &fence(1)).await, coordinator.success("b", &fence(1)).await];
+    assert_eq!(both[0], both[1]);
+    assert_eq!(coordinator.points("a", &fence(1)).len(), 61);
+    coordinator.run(JOB, &fence(2), &spec, &["c"], &[]).await;
+    let undisturbed = coordinator.success("c", &fence(2)).await.result.unwrap();
+    assert_eq!(both[0].result.as_ref().unwrap().adapter_sha256, undisturbed.adapter_sha256);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,6 +194,17 @@ async fn training_goes_on_without_the_coordinator_and_nothing_is_lost() {
     coordinator.set_acks(true);
     coordinator.hang_up("a").await;
     coordinator.heartbeat("a", |heartbeat| heartbeat.running.is_empty()).await;
+}
+
+/// A process of the same name ends this one, with an error that says what to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_superseded_worker_gives_up() {
+    let fleet = Fleet::start().await;
+    let worker = Worker::start(&fleet, "twin", 1);
+    fleet.coordinator.heartbeat("twin", |_| true).await;
+    fleet.coordinator.send("twin", Down::Unknown(pb::Unknown { superseded: true })).await;
+    let error = worker.running.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("\"twin\"") && error.contains("a name of its own"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,6 +31,7 @@ pub fn run(harness: &impl Harness, world_size: u32) {
     integers_sum_exactly(harness, world_size);
     floats_agree_to_the_bit(harness, world_size);
     broadcasts_reach_all(harness, world_size);
+    a_broadcast_that_is_cut_changes_nothing(harness, world_size);
     bytes_follow_the_formula(harness, world_size);
     a_sum_too_large_is_an_error(harness, world_size);
     abort_ends_every_member(harness, world_size);
@@ -160,6 +161,30 @@ fn a_sum_too_large_is_an_error(harness: &impl Harness, world_size: u32) {
     assert!(results.iter().any(|(_, result)| result.as_ref().is_err_and(overflow)), "{results:?}");
 }
 
+/// Whoever gets an error from a broadcast still has the bytes that it had before.
+fn a_broadcast_that_is_cut_changes_nothing(harness: &impl Harness, world_size: u32) {
+    let before = |index: u32| vec![index as u8; 5];
+    let whole = vec![42u8; 24 << 20];
+    let (sent, expected) = (whole.clone(), whole);
+    let results = on_all(gang(harness, world_size), move |member| {
+        let root = member.index() == 0;
+        let mut bytes = if root { sent.clone() } else { before(member.index()) };
+        let abort = member.abort_handle();
+        // From another thread, at any moment of the broadcast.
+        let cutting = root.then(|| thread::spawn(move || abort.abort("cut in the middle")));
+        let result = member.broadcast(0, &mut bytes);
+        if let Some(cutting) = cutting {
+            cutting.join().expect("aborting thread");
+        }
+        Ok((result.is_ok(), bytes))
+    });
+    for (index, result) in results.into_iter().skip(1) {
+        let (whole, bytes) = result.expect("checked above");
+        let right = if whole { &expected } else { &before(index) };
+        assert!(bytes == *right, "member {index} is left with {} bytes of a broken broadcast", bytes.len());
+    }
+}
+
 /// An abort wakes the member that waits in an operation, and its peers learn the reason.
 fn abort_ends_every_member(harness: &impl Harness, world_size: u32) {
     let mut members = gang(harness, world_size);
@@ -201,12 +226,20 @@ fn a_lost_member_ends_the_others(harness: &impl Harness, world_size: u32) {
                 member.all_reduce_i64(&mut buffer.iter().map(|number| number % 1000).collect::<Vec<_>>())?;
             }
         });
+        let mut seen = 0;
         for (index, result) in results {
             if index != victim {
                 let error = result.expect_err("a member is lost");
                 assert_eq!(error.suspects(), [victim], "member {index}: {error}");
+                let evidence = error.suspicions();
+                seen += evidence.len();
+                assert!(
+                    evidence.iter().all(|suspicion| suspicion.evidence() == pb::Evidence::Gone),
+                    "{error}"
+                );
             }
         }
+        assert!(seen > 0, "nobody saw it itself");
     }
 }
 
@@ -240,13 +273,14 @@ fn members_out_of_step_are_told(harness: &impl Harness, world_size: u32) {
     assert!(results.iter().any(|(_, result)| result.as_ref().is_err_and(out_of_step)), "{results:?}");
 }
 
-/// A member with an older fence is refused, with both fences in the message; nobody joins.
+/// A member with another fence is refused, also when it differs in its random id only, with both fences in the message;
+/// nobody joins.
 fn another_fence_is_refused(harness: &impl Harness, world_size: u32) {
     if world_size < 2 {
         return;
     }
     let mut fences = vec![fence(3, 2); world_size as usize];
-    fences[0] = fence(3, 1);
+    fences[0].generation_id = "another".to_owned();
     let errors: Vec<String> = harness
         .join(&fences)
         .into_iter()

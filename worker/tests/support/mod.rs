@@ -49,6 +49,20 @@ struct Seen {
     /// By name: its last heartbeat.
     heartbeats: HashMap<String, pb::Heartbeat>,
     attachments: u32,
+    /// It answers nobody.
+    away: bool,
+}
+
+impl Seen {
+    /// Where peers reach the latest process of that name.
+    fn address(&self, worker: &str) -> Option<String> {
+        let newest = self
+            .registered
+            .iter()
+            .filter(|(_, (name, _))| name == worker)
+            .max_by_key(|(id, _)| (id.len(), id.as_str()));
+        newest.map(|(_, (_, address))| address.clone())
+    }
 }
 
 struct Shared {
@@ -78,6 +92,9 @@ impl pb::fleet_server::Fleet for Service {
     ) -> Result<Response<pb::RegisterWorkerResponse>, Status> {
         let request = request.into_inner();
         let mut seen = self.0.seen.lock().unwrap();
+        if seen.away {
+            return Err(Status::unavailable("the coordinator is away"));
+        }
         let worker_id = format!("w{}", seen.registered.len());
         seen.registered.insert(worker_id.clone(), (request.name, request.collective_address));
         Ok(Response::new(pb::RegisterWorkerResponse {
@@ -94,6 +111,9 @@ impl pb::fleet_server::Fleet for Service {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let (down, outbound) = mpsc::channel(256);
         let (shared, mut inbound) = (self.0.clone(), request.into_inner());
+        if shared.seen.lock().unwrap().away {
+            return Err(Status::unavailable("the coordinator is away"));
+        }
         tokio::spawn(async move {
             while let Ok(Some(message)) = inbound.message().await {
                 shared.take(message, &down);
@@ -125,7 +145,12 @@ impl Shared {
             if *self.acks.lock().unwrap()
                 && let Some(ack) = ack(&up)
             {
-                drop(down.try_send(Ok(pb::CoordinatorMessage { message: Some(ack) })));
+                // What every member keeps is acknowledged to all.
+                let of_gang = matches!(ack, Down::ProgressAck(_) | Down::EventAck(_));
+                let streams = seen.streams.values().filter(|stream| of_gang || stream.same_channel(down));
+                for stream in streams {
+                    drop(stream.try_send(Ok(pb::CoordinatorMessage { message: Some(ack.clone()) })));
+                }
             }
             seen.said.entry(name).or_default().push(up);
         }
@@ -148,8 +173,8 @@ fn ack(up: &Up) -> Option<Down> {
         Up::ReportEvent(report) => Down::EventAck(pb::EventAck {
             job: report.job,
             fence: report.fence,
-            sequence: report.sequence,
-            keys: Vec::new(),
+            sequence: 0,
+            keys: vec![report.key],
         }),
         Up::Finished(finished) => {
             Down::FinishedAck(pb::FinishedAck { job: finished.job, fence: finished.fence, place: 0 })
@@ -185,6 +210,23 @@ impl Coordinator {
         stream.send(Err(Status::unavailable("the coordinator restarts"))).await.unwrap();
     }
 
+    /// Ends all streams, and answers nobody until it is back.
+    pub async fn go_away(&self) {
+        let streams = {
+            let mut seen = self.shared.seen.lock().unwrap();
+            seen.away = true;
+            std::mem::take(&mut seen.streams)
+        };
+        for stream in streams.into_values() {
+            // That of a worker that has died is closed.
+            drop(stream.send(Err(Status::unavailable("the coordinator goes away"))).await);
+        }
+    }
+
+    pub fn come_back(&self) {
+        self.shared.seen.lock().unwrap().away = false;
+    }
+
     pub fn attachments(&self) -> u32 {
         self.shared.seen.lock().unwrap().attachments
     }
@@ -194,18 +236,52 @@ impl Coordinator {
         stream.send(Ok(pb::CoordinatorMessage { message: Some(message) })).await.unwrap();
     }
 
-    /// Assigns a job to a gang.
+    /// Gives a worker a place.
+    pub async fn place(&self, job: &str, fence: &pb::Fence, spec: &pb::JobSpec, worker: &str, place: u32) {
+        let assign = pb::Assign {
+            job: job.to_owned(),
+            fence: Some(pb::Fence { attempt: fence.attempt, ..Default::default() }),
+            spec: Some(spec.clone()),
+            index: 0,
+            world_size: 0,
+            place,
+        };
+        self.send(worker, Down::Assign(assign)).await;
+    }
+
+    /// Assigns a job to a gang: places from 1.
     pub async fn assign(&self, job: &str, fence: &pb::Fence, spec: &pb::JobSpec, gang: &[&str]) {
-        for (worker, index) in gang.iter().zip(0..) {
-            let assign = pb::Assign {
+        for (worker, place) in gang.iter().zip(1..) {
+            self.place(job, fence, spec, worker, place).await;
+        }
+    }
+
+    /// Waits until a worker has loaded base and data for its place.
+    pub async fn ready(&self, worker: &str, fence: &pb::Fence) {
+        let first = self.said(worker, |up| match up {
+            Up::Ready(ready) => attempt_of(&ready.fence) == fence.attempt,
+            Up::Finished(finished) => attempt_of(&finished.fence) == fence.attempt,
+            _ => false,
+        });
+        let first = first.await;
+        assert!(matches!(first, Up::Ready(_)), "{worker} is not ready: {first:?}");
+    }
+
+    /// Opens a generation with these workers in their places.
+    pub async fn begin(&self, job: &str, fence: &pb::Fence, gang: &[(&str, u32)], resume: &[pb::Checkpoint]) {
+        let mut members = Vec::new();
+        for ((worker, place), index) in gang.iter().zip(0..) {
+            let address = self.wait(|seen| seen.address(worker)).await;
+            members.push(pb::Member { index, worker: worker.to_string(), address, place: *place });
+        }
+        for (worker, _) in gang {
+            let begin = pb::Begin {
                 job: job.to_owned(),
                 fence: Some(fence.clone()),
-                spec: Some(spec.clone()),
-                index,
-                world_size: gang.len() as u32,
-                place: index + 1,
+                members: members.clone(),
+                resume: resume.to_vec(),
             };
-            self.send(worker, Down::Assign(assign)).await;
+            self.send(worker, Down::Begin(begin)).await;
         }
     }
 
@@ -219,37 +295,25 @@ impl Coordinator {
         resume: &[pb::Checkpoint],
     ) {
         self.assign(job, fence, spec, gang).await;
-        let mut members = Vec::new();
-        for (worker, index) in gang.iter().zip(0..) {
-            let first = self.said(worker, |up| match up {
-                Up::Ready(ready) => ready.fence.as_ref() == Some(fence),
-                Up::Finished(finished) => finished.fence.as_ref() == Some(fence),
-                _ => false,
-            });
-            let first = first.await;
-            assert!(matches!(first, Up::Ready(_)), "{worker} is not ready: {first:?}");
-            let address = self
-                .wait(|seen| {
-                    let mut all = seen.registered.values();
-                    all.find(|(name, _)| name == worker).map(|(_, address)| address.clone())
-                })
-                .await;
-            members.push(pb::Member { index, worker: worker.to_string(), address, place: index + 1 });
-        }
         for worker in gang {
-            let begin = pb::Begin {
-                job: job.to_owned(),
-                fence: Some(fence.clone()),
-                members: members.clone(),
-                resume: resume.to_vec(),
-            };
-            self.send(worker, Down::Begin(begin)).await;
+            self.ready(worker, fence).await;
+        }
+        let places: Vec<(&str, u32)> = gang.iter().copied().zip(1..).collect();
+        self.begin(job, fence, &places, resume).await;
+    }
+
+    /// Waits until the worker has parted from exactly that generation.
+    pub async fn parted(&self, worker: &str, fence: &pb::Fence) -> pb::Parted {
+        let of_generation =
+            |up: &Up| matches!(up, Up::Parted(parted) if parted.fence.as_ref() == Some(fence));
+        match self.said(worker, of_generation).await {
+            Up::Parted(parted) => parted,
+            other => panic!("{other:?}"),
         }
     }
 
-    pub async fn stop(&self, worker: &str, job: &str, fence: &pb::Fence, reason: pb::StopReason) {
-        let stop =
-            pb::Stop { job: job.to_owned(), fence: Some(fence.clone()), reason: reason.into(), place: 0 };
+    pub async fn stop(&self, worker: &str, job: &str, fence: &pb::Fence, place: u32, reason: pb::StopReason) {
+        let stop = pb::Stop { job: job.to_owned(), fence: Some(fence.clone()), reason: reason.into(), place };
         self.send(worker, Down::Stop(stop)).await;
     }
 
@@ -258,9 +322,10 @@ impl Coordinator {
         self.wait(|seen| seen.said.get(worker)?.iter().find(|up| like(up)).cloned()).await
     }
 
-    /// Waits for the end of the worker's run.
+    /// Waits for the end of the worker's run in the attempt.
     pub async fn outcome(&self, worker: &str, fence: &pb::Fence) -> pb::finished::Outcome {
-        let of_run = |up: &Up| matches!(up, Up::Finished(finished) if finished.fence.as_ref() == Some(fence));
+        let of_run =
+            |up: &Up| matches!(up, Up::Finished(finished) if attempt_of(&finished.fence) == fence.attempt);
         match self.said(worker, of_run).await {
             Up::Finished(finished) => finished.outcome.unwrap(),
             other => panic!("{other:?}"),
@@ -275,7 +340,7 @@ impl Coordinator {
         }
     }
 
-    /// Waits until the worker has reported this step.
+    /// Waits until the worker has reported this step in the generation.
     pub async fn step(&self, worker: &str, fence: &pb::Fence, step: u64) {
         self.said(worker, |up| {
             matches!(up, Up::Progress(progress) if progress.fence.as_ref() == Some(fence)
@@ -284,14 +349,25 @@ impl Coordinator {
         .await;
     }
 
-    /// All points that the worker has reported under the fence, by step.
+    /// All points that the worker has reported in the attempt, by step.
     pub fn points(&self, worker: &str, fence: &pb::Fence) -> BTreeMap<u64, pb::MetricPoint> {
         let seen = self.shared.seen.lock().unwrap();
         let of_run = |up: &Up| match up {
-            Up::Progress(progress) if progress.fence.as_ref() == Some(fence) => progress.points.clone(),
+            Up::Progress(progress) if attempt_of(&progress.fence) == fence.attempt => progress.points.clone(),
             _ => Vec::new(),
         };
-        seen.said[worker].iter().flat_map(of_run).map(|point| (point.step, point)).collect()
+        let said = seen.said.get(worker).into_iter().flatten();
+        said.flat_map(of_run).map(|point| (point.step, point)).collect()
+    }
+
+    /// Keys of the events that the worker has reported, in order.
+    pub fn keys(&self, worker: &str) -> Vec<String> {
+        let seen = self.shared.seen.lock().unwrap();
+        let key = |up: &Up| match up {
+            Up::ReportEvent(event) => Some(event.key.clone()),
+            _ => None,
+        };
+        seen.said[worker].iter().filter_map(key).collect()
     }
 
     /// Kinds of the events that the worker has reported, in order.
@@ -459,7 +535,16 @@ async fn put_data(store: &Store, file: &Path, lines: usize) -> Digest {
     digest
 }
 
-/// A fence of the attempt.
+fn attempt_of(fence: &Option<pb::Fence>) -> u32 {
+    fence.as_ref().map_or(0, |fence| fence.attempt)
+}
+
+/// The attempt's fence of that generation.
+pub fn generation(attempt: u32, generation: u32) -> pb::Fence {
+    pb::Fence { attempt, generation, generation_id: format!("{attempt:08x}{generation:08x}") }
+}
+
+/// The fence of the attempt's first generation.
 pub fn fence(attempt: u32) -> pb::Fence {
-    pb::Fence { attempt, generation: 1, generation_id: format!("{attempt:016x}") }
+    generation(attempt, 1)
 }

@@ -1,11 +1,12 @@
 //! One listening socket per worker process: checks each caller's handshake and hands it to the run that it wants.
 
 use std::{
+    cmp::Ordering,
     io,
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
         mpsc,
     },
     thread,
@@ -110,7 +111,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.inner.closed.store(true, Ordering::SeqCst);
+        self.inner.closed.store(true, SeqCst);
         // Wakes the accepting thread; a failure means that the socket is closed already.
         let mut wake = self.address;
         if wake.ip().is_unspecified() {
@@ -190,10 +191,16 @@ impl Inner {
         let fence = hello.fence();
         if route.fence != fence && !lorafleet_failpoint::defect("fence-off") {
             let reason = differ("fence", describe(&route.fence), describe(&fence));
-            // A caller that is ahead comes back when this member has caught up; one that is behind never may.
-            let ahead = number(&fence) > number(&route.fence);
-            let moved_on = || format!("has moved on to generation {}: {reason}", route.fence.generation);
-            return (if ahead { Welcome::Later(reason) } else { Welcome::Refused(moved_on()) }, None);
+            let generation = route.fence.generation;
+            let welcome = match number(&fence).cmp(&number(&route.fence)) {
+                // It comes back when this member has caught up; one that is behind never may.
+                Ordering::Greater => Welcome::Later(reason),
+                Ordering::Less => {
+                    Welcome::Refused(format!("has moved on to generation {generation}: {reason}"))
+                }
+                Ordering::Equal => Welcome::Refused(reason),
+            };
+            return (welcome, None);
         }
         if let Err(reason) = check_places(route, hello) {
             return (Welcome::Refused(reason), None);
@@ -244,7 +251,7 @@ fn differ(what: &str, ours: impl std::fmt::Display, theirs: impl std::fmt::Displ
 /// Answers callers until the listener is dropped.
 fn accept(socket: &TcpListener, inner: &Arc<Inner>) {
     for stream in socket.incoming() {
-        if inner.closed.load(Ordering::SeqCst) {
+        if inner.closed.load(SeqCst) {
             return;
         }
         let stream = match stream {
@@ -256,8 +263,8 @@ fn accept(socket: &TcpListener, inner: &Arc<Inner>) {
                 continue;
             }
         };
-        if inner.handshakes.fetch_add(1, Ordering::SeqCst) >= HANDSHAKES {
-            inner.handshakes.fetch_sub(1, Ordering::SeqCst);
+        if inner.handshakes.fetch_add(1, SeqCst) >= HANDSHAKES {
+            inner.handshakes.fetch_sub(1, SeqCst);
             warn!("turned a peer away: {HANDSHAKES} handshakes are under way");
             continue;
         }
@@ -266,10 +273,10 @@ fn accept(socket: &TcpListener, inner: &Arc<Inner>) {
             if let Err(error) = answering.answer(stream) {
                 debug!(%error, "a caller did not finish its handshake");
             }
-            answering.handshakes.fetch_sub(1, Ordering::SeqCst);
+            answering.handshakes.fetch_sub(1, SeqCst);
         });
         if let Err(error) = spawned {
-            inner.handshakes.fetch_sub(1, Ordering::SeqCst);
+            inner.handshakes.fetch_sub(1, SeqCst);
             warn!(%error, "no thread for a peer's handshake");
         }
     }
