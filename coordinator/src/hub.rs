@@ -234,6 +234,13 @@ impl Seat {
         }
     }
 
+    /// Whether the worker's last heartbeat listed a place of this attempt.
+    pub fn lists(&self, job: JobId, attempt: u32) -> bool {
+        let mut connections = self.hub.lock();
+        let listed = self.own(&mut connections).map(|connection| connection.running.keys());
+        listed.is_some_and(|mut runs| runs.any(|run| run.job == job && run.attempt == attempt))
+    }
+
     /// The worker said that its part in a job is over: it no longer runs it, whatever the last heartbeat said.
     pub fn finished(&self, run: RunId) {
         let mut connections = self.hub.lock();

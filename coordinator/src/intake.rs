@@ -211,13 +211,14 @@ impl Intake<'_> {
         let run = RunId { job, attempt: fence.attempt, place: PlaceNo(finished.place) };
         let finish = Finish { worker: self.worker, run, outcome };
         let mut done = gang::finished(self.pool, self.conductor.moment(), finish).await?;
-        if done == Fenced::Stale && self.reclaims(run, &fence).await? {
+        let is_stopped = matches!(outcome, pb::finished::Outcome::Stopped(_));
+        if done == Fenced::Stale && !is_stopped && self.reclaims(run, &fence).await? {
             done = gang::finished(self.pool, self.conductor.moment(), finish).await?;
         }
         self.seat.finished(run);
         let mut answers = match done {
             // That it has stopped is what a stale worker should say.
-            Fenced::Stale if matches!(outcome, pb::finished::Outcome::Stopped(_)) => Vec::new(),
+            Fenced::Stale if is_stopped => Vec::new(),
             Fenced::Stale => self.refuse("finished", run, &fence).await?,
             Fenced::Done(advance) => {
                 info!(%run, %fence, worker = %self.worker, "member finished");
@@ -236,9 +237,6 @@ impl Intake<'_> {
 
     /// Whether a place that the rows did not know is known to them now: its last word counts as any member's.
     async fn reclaims(&self, run: RunId, fence: &Fence) -> Result<bool, DbError> {
-        if !gang::may_be_ahead(self.pool, self.worker, run.job, fence).await? {
-            return Ok(false);
-        }
         let claim = Claim { worker: self.worker, fence: fence.clone(), place: run.place };
         Ok(gang::reclaim(self.pool, run.job, &[claim]).await? == [Answer::Reclaimed])
     }
@@ -259,8 +257,8 @@ impl Intake<'_> {
         if at.is_some_and(|at| at.attempt == AttemptState::Running && at.outcome.is_none()) {
             return Ok(Vec::new());
         }
-        if gang::may_be_ahead(self.pool, self.worker, run.job, fence).await? {
-            // What its heartbeats list is judged before it is told anything.
+        if self.seat.lists(run.job, run.attempt) {
+            // It may be ahead of a database that forgot: the dispatcher judges what heartbeats list.
             return Ok(Vec::new());
         }
         let place = at.map_or(run.place, |at| at.place);

@@ -15,7 +15,7 @@ pub use advance::Moment;
 pub use conductor::Conductor;
 pub use end::{CancelError, cancel, give_up_loading};
 pub use finish::{Finish, finished, member_gone};
-pub use reclaim::{Answer, Claim, may_be_ahead, reclaim};
+pub use reclaim::{Answer, Claim, reclaim};
 pub use reports::{checkpoint_written, parted, report};
 pub use resize::{grow, shrink};
 pub use start::start;

@@ -88,32 +88,6 @@ pub async fn reclaim(pool: &PgPool, job: JobId, claims: &[Claim]) -> Result<Vec<
     Ok(answers)
 }
 
-/// Whether a write that was refused may come from a member that is ahead of the rows: then it is not told to stop
-/// before [`reclaim`] has judged what its heartbeats list.
-pub async fn may_be_ahead(
-    pool: &PgPool,
-    worker: WorkerId,
-    job: JobId,
-    fence: &Fence,
-) -> Result<bool, DbError> {
-    let ahead = sqlx::query_scalar!(
-        r#"select exists (
-             select 1 from jobs j where j.job_id = $1 and (
-               (j.state in ('QUEUED', 'RUNNING') and $2 > j.attempt)
-               or (j.state = 'RUNNING' and $2 = j.attempt and (
-                 $3 > j.generation or ($3 = j.generation and $4 <> j.generation_id)
-                 or not exists (select 1 from places p
-                                where p.job_id = $1 and p.attempt = $2 and p.worker_id = $5))))
-           ) as "ahead!""#,
-        job.0,
-        fence.attempt_i32(),
-        fence.generation_i32(),
-        fence.generation_id,
-        worker.0,
-    );
-    Ok(ahead.fetch_one(pool).await?)
-}
-
 async fn known_place(tx: &mut Tx, job: JobId, claim: &Claim, row: &Fence) -> Result<KnownPlace, DbError> {
     if claim.fence.attempt != row.attempt {
         return Ok(KnownPlace::Unknown);

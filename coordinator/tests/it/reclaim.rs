@@ -27,7 +27,7 @@ async fn begun_above(worker: &mut Worker, place: &Place, generation: u32) -> Pla
         let begin = worker.begun().await;
         let fence = begin.fence.expect("a fence");
         if fence.generation > generation {
-            return worker.enters(place, fence).await;
+            return place.with_fence(fence);
         }
     }
 }
@@ -146,50 +146,70 @@ async fn a_newcomer_whose_place_is_forgotten_goes_on_loading() {
     .await;
     was_not_stopped(&mut b);
     b.ready(&place_b).await;
-    a.parts(&place_a, 5).await;
+    a.regrouped(&place_a).await;
+    a.part_politely(&place_a, 5).await;
     let place_b = begun_above(&mut b, &place_b, 1).await;
     finishes(&coordinator, &job, &mut b, &place_b).await;
 }
 
+/// The job waits, and is too large for the fleet, so that the scheduler does not start it before it is reclaimed.
+const QUEUED_AGAIN: &str =
+    "update jobs set state = 'QUEUED', attempt = 0, generation = 0, generation_id = '', kinds = '',
+       world_size = 0, step = 0, total_steps = 0, start_time = null, workers_min = 3, workers_max = 3";
+
 #[tokio::test]
 async fn a_forgotten_attempt_is_the_live_one_again() {
-    for state in ["queued", "running"] {
-        let bed = Bed::new().await;
-        let coordinator = bed.coordinator_with(&PATIENT).await;
-        let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator).await;
-        let forgotten = "update jobs set state = 'QUEUED', attempt = 0, generation = 0, generation_id = '', kinds = '',
-                                world_size = 0, step = 0, total_steps = 0, start_time = null, workers_min = 3";
-        // Too large for the fleet, so that the scheduler does not start it before it is reclaimed.
-        let mut statements = vec!["delete from attempts", forgotten];
-        let (mut attempt, mut other) = (1, None);
-        if state == "running" {
-            // The rows know of an attempt before, on a worker that is still there; the gang is in a later one.
-            attempt = 2;
-            other = Some(Worker::join(&coordinator, "c").await);
-            statements = vec![
-                "update jobs set generation = 0, generation_id = '', world_size = 0, step = 0, total_steps = 0",
-                "delete from generations",
-                "update attempts set phase = 'LOADING'",
-                "delete from places where place = 2",
-                "update places set worker = 'c', ready = null,
-                        worker_id = (select worker_id from workers where name = 'c')",
-            ];
-            a.lists(&place_a.in_attempt(2));
-            b.lists(&place_b.in_attempt(2));
-        }
-        forget(&bed, &statements).await;
-        let (place_a, place_b) = (place_a.in_attempt(attempt), place_b.in_attempt(attempt));
-        let place_a = begun_above(&mut a, &place_a, 1).await;
-        begun_above(&mut b, &place_b, 1).await;
-        let running = coordinator.get(&job).await;
-        assert_eq!((running.state(), running.attempt), (JobState::Running, attempt));
-        if let Some(mut c) = other {
-            let assigned = |m| if let Down::Stop(stop) = m { Some(stop) } else { None };
-            let stop = c.expect("Stop of the attempt before", assigned).await;
-            assert_eq!(stop.fence.expect("a fence").attempt, 1);
-        }
-        finishes(&coordinator, &job, &mut a, &place_a).await;
-    }
+    let bed = Bed::new().await;
+    let coordinator = bed.coordinator_with(&PATIENT).await;
+    let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator).await;
+    forget(&bed, &["delete from attempts", QUEUED_AGAIN]).await;
+    let place_a = begun_above(&mut a, &place_a, 1).await;
+    begun_above(&mut b, &place_b, 1).await;
+    let running = coordinator.get(&job).await;
+    assert_eq!((running.state(), running.attempt), (JobState::Running, 1));
+    was_not_stopped(&mut a);
+    was_not_stopped(&mut b);
+    finishes(&coordinator, &job, &mut a, &place_a).await;
+}
+
+/// The rows know of an attempt before, on a worker that is still there; the gang is in a later one.
+#[tokio::test]
+async fn a_forgotten_attempt_replaces_the_one_that_the_rows_have() {
+    let bed = Bed::new().await;
+    let coordinator = bed.coordinator_with(&PATIENT).await;
+    let (job, (a, place_a), (b, place_b)) = gang_of_two(&bed, &coordinator).await;
+    let c = Worker::join(&coordinator, "c").await;
+    coordinator.stop().await;
+    let statements = [
+        "update jobs set generation = 0, generation_id = '', world_size = 0, step = 0, total_steps = 0",
+        "delete from generations",
+        "update attempts set phase = 'LOADING'",
+        "delete from places where place = 2",
+        "update places set worker = 'c', ready = null, worker_id = (select worker_id from workers where name = 'c')",
+    ];
+    forget(&bed, &statements).await;
+    let (place_a, place_b) = (place_a.in_attempt(2), place_b.in_attempt(2));
+    a.lists(&place_a);
+    b.lists(&place_b);
+    let coordinator = bed.coordinator_with(&PATIENT).await;
+    let mut c = c.reattach(&coordinator).await;
+    assert_eq!(c.assigned().await.fence().attempt, 1);
+    let (mut a, mut b) = (a.reattach(&coordinator).await, b.reattach(&coordinator).await);
+    let place_a = begun_above(&mut a, &place_a, 1).await;
+    begun_above(&mut b, &place_b, 1).await;
+    assert_eq!(c.stopped().await.fence.expect("a fence").attempt, 1);
+    assert_eq!(coordinator.get(&job).await.attempt, 2);
+    finishes(&coordinator, &job, &mut a, &place_a).await;
+}
+
+#[tokio::test]
+async fn a_last_word_of_a_forgotten_generation_counts() {
+    let bed = Bed::new().await;
+    let coordinator = bed.coordinator_with(&PATIENT).await;
+    let (job, (mut a, place_a), _b) = gang_of_two(&bed, &coordinator).await;
+    forget(&bed, &["delete from attempts", QUEUED_AGAIN]).await;
+    a.finish(&place_a, place_a.succeeded(100)).await;
+    coordinator.until_state(&job, JobState::Succeeded).await;
 }
 
 #[tokio::test]
@@ -198,16 +218,7 @@ async fn a_forgotten_worker_registers_anew_and_is_reclaimed_under_its_new_id() {
     let coordinator = bed.coordinator_with(&PATIENT).await;
     let (job, (mut a, place_a), (b, _)) = gang_of_two(&bed, &coordinator).await;
     // Registrations, places and all that came after are forgotten.
-    forget(
-        &bed,
-        &[
-            "delete from attempts",
-            "update jobs set state = 'QUEUED', attempt = 0, generation = 0, generation_id = '', kinds = '',
-                    world_size = 0, step = 0, total_steps = 0, start_time = null, workers_min = 3",
-            "delete from workers",
-        ],
-    )
-    .await;
+    forget(&bed, &["delete from attempts", QUEUED_AGAIN, "delete from workers"]).await;
     a.expect("Unknown", |m| if let Down::Unknown(u) = m { Some(assert!(!u.superseded)) } else { None }).await;
     drop(b);
     let before = a.id.clone();
