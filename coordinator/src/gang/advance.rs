@@ -259,7 +259,9 @@ async fn remove(
         // It was frozen or cut off from the coordinator, and may come back as new when that is over.
         Why::Dead { evidence: Evidence::Silent, .. } | Why::Quiet => (MemberOutcome::Lost, "expelled"),
         // It would do the same again at once.
-        Why::Dead { evidence: Evidence::Stuck, .. } | Why::Cut { .. } => (MemberOutcome::Expelled, "expelled"),
+        Why::Dead { evidence: Evidence::Stuck, .. } | Why::Cut { .. } => {
+            (MemberOutcome::Expelled, "expelled")
+        }
     };
     let message = why::removal(places, &removal.why);
     end_place(tx, live, &mut place.clone(), outcome, &message).await?;

@@ -206,10 +206,13 @@ fn plan<'a>(
         Turn::Blocked(earlier) => return Plan::Wait(job, waits_its_turn(earlier)),
     };
     let reserved = free.reserve(job.min);
-    if supply.cover(job, &reserved) {
+    if let Some(given) = supply.cover(job, &reserved) {
         *turn = Turn::Promised(earlier.unwrap_or(job.min));
-        let n = workers(job.min - reserved.len());
-        return Plan::Wait(job, format!("waits for {n} that running jobs give back"));
+        let reason = match given {
+            0 => format!("waits for {} to be free", workers(job.min)),
+            n => format!("waits for {} that running jobs give back", workers(n)),
+        };
+        return Plan::Wait(job, reason);
     }
     *turn = Turn::Blocked(earlier.unwrap_or(job.min));
     Plan::Wait(

@@ -17,6 +17,8 @@ pub(super) struct Supply<'a> {
     settle: Duration,
     /// Workers about to come free that nobody in the queue counts on yet.
     coming: BTreeSet<WorkerId>,
+    /// Those whose places were asked for before, by jobs that go on.
+    given: BTreeSet<WorkerId>,
     /// What is asked for in this decision: gang, place, for whom.
     taken: Vec<(usize, u32, JobId)>,
 }
@@ -25,17 +27,22 @@ impl<'a> Supply<'a> {
     /// What `gangs` hold.
     pub(super) fn new(gangs: &'a [Gang], fleet: &[Worker], settle: Duration) -> Self {
         let takes_work: HashSet<WorkerId> = fleet.iter().map(|worker| worker.worker).collect();
-        let leaving = gangs.iter().flat_map(|gang| {
+        let (mut coming, mut given) = (BTreeSet::new(), BTreeSet::new());
+        for gang in gangs {
             let ends = gang.standing == Standing::Ending;
-            gang.seats.iter().filter(move |seat| ends || seat.leaving).map(|seat| seat.worker)
-        });
-        let coming = leaving.filter(|worker| takes_work.contains(worker)).collect();
-        Self { gangs, takes_work, settle, coming, taken: Vec::new() }
+            let seats = gang.seats.iter().filter(|seat| ends || seat.leaving);
+            let workers = seats.map(|seat| seat.worker).filter(|worker| takes_work.contains(worker));
+            let list = if ends { &mut coming } else { &mut given };
+            list.extend(workers);
+        }
+        coming.extend(given.iter().copied());
+        Self { gangs, takes_work, settle, coming, given, taken: Vec::new() }
     }
 
     /// Finds the workers that `job` lacks beside the `reserved` ones: among those that come free, then by taking.
-    /// False, and nothing is taken, when there are not enough.
-    pub(super) fn cover(&mut self, job: &Queued, reserved: &BTreeSet<WorkerId>) -> bool {
+    /// `None`, and nothing is taken, when there are not enough; otherwise how many are given back for it by jobs that
+    /// go on.
+    pub(super) fn cover(&mut self, job: &Queued, reserved: &BTreeSet<WorkerId>) -> Option<usize> {
         let mut workers = reserved.clone();
         for worker in &self.coming {
             if workers.len() < job.min {
@@ -46,13 +53,14 @@ impl<'a> Supply<'a> {
         while workers.len() < job.min {
             let Some((gang, seat)) = self.next_victim(job, &workers) else {
                 self.taken.truncate(before);
-                return false;
+                return None;
             };
             workers.insert(seat.worker);
             self.taken.push((gang, seat.place, job.job));
         }
+        let given = self.given.intersection(&workers).filter(|worker| self.coming.contains(worker)).count();
         self.coming.retain(|worker| !workers.contains(worker));
-        true
+        Some(given + self.taken.len() - before)
     }
 
     /// The place to take next: of the lowest priority, then of the gang with most above its minimum, then of the

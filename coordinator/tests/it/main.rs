@@ -12,4 +12,7 @@ mod life;
 mod outages;
 mod pooler;
 mod race;
+mod reclaim;
+mod sharing;
+mod silence;
 mod watch;

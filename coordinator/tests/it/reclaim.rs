@@ -21,15 +21,30 @@ async fn forget(bed: &Bed, statements: &[&'static str]) {
     sqlx::query("commit").execute(&mut connection).await.expect("committed");
 }
 
-/// The next beginning above a generation.
-async fn begun_above(worker: &mut Worker, place: &Place, generation: u32) -> Place {
+/// Does as it is told until it is in a generation above `above` with so many members.
+async fn regathers(worker: &mut Worker, place: &Place, above: u32, members: usize) -> Place {
+    let mut place = place.clone();
     loop {
-        let begin = worker.begun().await;
-        let fence = begin.fence.expect("a fence");
-        if fence.generation > generation {
-            return place.with_fence(fence);
+        let told = |m| matches!(m, Down::Begin(_) | Down::Regroup(_)).then_some(m);
+        match worker.expect("Begin", told).await {
+            Down::Begin(begin) => {
+                let generation = begin.fence.as_ref().map_or(0, |fence| fence.generation);
+                place = place.entered(&begin);
+                if generation > above && begin.members.len() == members {
+                    return place;
+                }
+            }
+            Down::Regroup(regroup) if regroup.fence == place.assign.fence => {
+                worker.part_politely(&place, 5).await
+            }
+            _ => {}
         }
     }
+}
+
+/// Both are in one generation above `above`.
+async fn both_regather(a: (&mut Worker, &Place), b: (&mut Worker, &Place), above: u32) -> (Place, Place) {
+    tokio::join!(regathers(a.0, a.1, above, 2), regathers(b.0, b.1, above, 2))
 }
 
 /// A gang of two in its first generation, which made some steps.
@@ -39,8 +54,7 @@ async fn gang_of_two(bed: &Bed, coordinator: &Coordinator) -> (String, (Worker, 
     let (place_a, place_b) = (a.assigned().await, b.assigned().await);
     a.ready(&place_a).await;
     b.ready(&place_b).await;
-    let place_a = begun_above(&mut a, &place_a, 0).await;
-    let place_b = begun_above(&mut b, &place_b, 0).await;
+    let (place_a, place_b) = both_regather((&mut a, &place_a), (&mut b, &place_b), 0).await;
     a.progress(&place_a, 1..=5).await;
     (job, (a, place_a), (b, place_b))
 }
@@ -78,9 +92,8 @@ async fn a_forgotten_generation_is_followed_by_one_above_it() {
         ],
     )
     .await;
-    let place_a = begun_above(&mut a, &place_a, 1).await;
-    let place_b = begun_above(&mut b, &place_b, 1).await;
-    assert_eq!(place_a.fence(), place_b.fence(), "one generation for all that were heard");
+    let (place_a, place_b) = both_regather((&mut a, &place_a), (&mut b, &place_b), 1).await;
+    assert_eq!(place_a.fence(), place_b.fence());
     was_not_stopped(&mut a);
     was_not_stopped(&mut b);
     finishes(&coordinator, &job, &mut a, &place_a).await;
@@ -99,8 +112,7 @@ async fn the_same_number_under_another_id_is_followed_by_a_generation_above_both
         ],
     )
     .await;
-    let place_a = begun_above(&mut a, &place_a, 1).await;
-    begun_above(&mut b, &place_b, 1).await;
+    let (place_a, _) = both_regather((&mut a, &place_a), (&mut b, &place_b), 1).await;
     was_not_stopped(&mut a);
     finishes(&coordinator, &job, &mut a, &place_a).await;
 }
@@ -121,8 +133,7 @@ async fn a_forgotten_place_is_made_again() {
         ],
     )
     .await;
-    let place_a = begun_above(&mut a, &place_a, 1).await;
-    let place_b = begun_above(&mut b, &place_b, 1).await;
+    let (place_a, place_b) = both_regather((&mut a, &place_a), (&mut b, &place_b), 1).await;
     assert_eq!(place_a.fence(), place_b.fence());
     was_not_stopped(&mut b);
     finishes(&coordinator, &job, &mut b, &place_b).await;
@@ -136,19 +147,18 @@ async fn a_newcomer_whose_place_is_forgotten_goes_on_loading() {
     let job = coordinator.submit(bed.spec(1, 2)).await;
     let place_a = a.assigned().await;
     a.ready(&place_a).await;
-    let place_a = begun_above(&mut a, &place_a, 0).await;
+    let place_a = regathers(&mut a, &place_a, 0, 1).await;
     let mut b = Worker::join(&coordinator, "b").await;
     let place_b = b.assigned().await;
-    forget(&bed, &["delete from places where place = 2"]).await;
+    // And the job has no room by now, so that it is not given a place by the scheduler.
+    forget(&bed, &["delete from places where place = 2", "update jobs set workers_max = 1"]).await;
     soon("the place", || async {
         (bed.count("select count(*) from places where place = 2 and live").await == 1).then_some(())
     })
     .await;
     was_not_stopped(&mut b);
     b.ready(&place_b).await;
-    a.regrouped(&place_a).await;
-    a.part_politely(&place_a, 5).await;
-    let place_b = begun_above(&mut b, &place_b, 1).await;
+    let (_, place_b) = both_regather((&mut a, &place_a), (&mut b, &place_b), 1).await;
     finishes(&coordinator, &job, &mut b, &place_b).await;
 }
 
@@ -163,8 +173,7 @@ async fn a_forgotten_attempt_is_the_live_one_again() {
     let coordinator = bed.coordinator_with(&PATIENT).await;
     let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator).await;
     forget(&bed, &["delete from attempts", QUEUED_AGAIN]).await;
-    let place_a = begun_above(&mut a, &place_a, 1).await;
-    begun_above(&mut b, &place_b, 1).await;
+    let (place_a, _) = both_regather((&mut a, &place_a), (&mut b, &place_b), 1).await;
     let running = coordinator.get(&job).await;
     assert_eq!((running.state(), running.attempt), (JobState::Running, 1));
     was_not_stopped(&mut a);
@@ -195,8 +204,7 @@ async fn a_forgotten_attempt_replaces_the_one_that_the_rows_have() {
     let mut c = c.reattach(&coordinator).await;
     assert_eq!(c.assigned().await.fence().attempt, 1);
     let (mut a, mut b) = (a.reattach(&coordinator).await, b.reattach(&coordinator).await);
-    let place_a = begun_above(&mut a, &place_a, 1).await;
-    begun_above(&mut b, &place_b, 1).await;
+    let (place_a, _) = both_regather((&mut a, &place_a), (&mut b, &place_b), 1).await;
     assert_eq!(c.stopped().await.fence.expect("a fence").attempt, 1);
     assert_eq!(coordinator.get(&job).await.attempt, 2);
     finishes(&coordinator, &job, &mut a, &place_a).await;
@@ -224,7 +232,7 @@ async fn a_forgotten_worker_registers_anew_and_is_reclaimed_under_its_new_id() {
     let before = a.id.clone();
     let mut a = a.register_again(&coordinator).await;
     assert_ne!(a.id, before);
-    let place_a = begun_above(&mut a, &place_a, 1).await;
+    let place_a = regathers(&mut a, &place_a, 1, 1).await;
     finishes(&coordinator, &job, &mut a, &place_a).await;
 }
 

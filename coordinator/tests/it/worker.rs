@@ -1,5 +1,7 @@
 //! A simulated worker: speaks the Fleet stream, computes nothing.
 
+mod ahead;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -20,6 +22,7 @@ type Running = Arc<Mutex<HashMap<(String, u32), pb::RunningJob>>>;
 pub struct Worker {
     pub name: String,
     pub id: String,
+    process: String,
     up: mpsc::Sender<pb::WorkerMessage>,
     down: mpsc::UnboundedReceiver<Down>,
     running: Running,
@@ -46,7 +49,7 @@ pub fn registration(name: &str) -> pb::RegisterWorkerRequest {
             version: "0".into(),
         }),
         collective_address: "127.0.0.1:9".into(),
-        process_id: format!("process of {name}"),
+        process_id: uuid::Uuid::new_v4().to_string(),
     }
 }
 
@@ -54,8 +57,8 @@ impl Worker {
     /// Registers and opens a stream.
     pub async fn join(coordinator: &Coordinator, name: &str) -> Self {
         let request = registration(name);
-        let response = coordinator.fleet().await.register_worker(request).await.expect("registered");
-        Self::attach(coordinator, name, &response.into_inner().worker_id, Running::default()).await
+        let response = coordinator.fleet().await.register_worker(request.clone()).await.expect("registered");
+        Self::attach(coordinator, &request, &response.into_inner().worker_id, Running::default()).await
     }
 
     /// Another process of that name registers and opens a stream.
@@ -68,12 +71,19 @@ impl Worker {
 
     /// Goes on with another stream, as after a lost connection; what it runs stays.
     pub async fn reattach(self, coordinator: &Coordinator) -> Self {
-        let (name, id, running) = (self.name.clone(), self.id.clone(), Arc::clone(&self.running));
+        let (id, running) = (self.id.clone(), Arc::clone(&self.running));
+        let request =
+            pb::RegisterWorkerRequest { process_id: self.process.clone(), ..registration(&self.name) };
         self.vanish();
-        Self::attach(coordinator, &name, &id, running).await
+        Self::attach(coordinator, &request, &id, running).await
     }
 
-    async fn attach(coordinator: &Coordinator, name: &str, id: &str, running: Running) -> Self {
+    async fn attach(
+        coordinator: &Coordinator,
+        request: &pb::RegisterWorkerRequest,
+        id: &str,
+        running: Running,
+    ) -> Self {
         let (up, outbound) = mpsc::channel(64);
         let draining = Arc::new(Mutex::new(false));
         let beats =
@@ -104,7 +114,8 @@ impl Worker {
                 }
             }
         });
-        Self { name: name.into(), id: id.into(), up, down, running, draining, tasks: vec![beats, reads] }
+        let (name, process) = (request.name.clone(), request.process_id.clone());
+        Self { name, id: id.into(), process, up, down, running, draining, tasks: vec![beats, reads] }
     }
 
     /// Dies without a word: no heartbeat, no stream.
