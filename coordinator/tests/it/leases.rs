@@ -41,7 +41,7 @@ async fn a_worker_started_anew_ends_what_its_earlier_process_held() {
     let mut old = Worker::join(&coordinator, "a").await;
     let job = coordinator.submit(bed.spec(1, 1)).await;
     old.start().await;
-    let mut new = Worker::start_anew(&coordinator, "a").await;
+    let mut new = Worker::join(&coordinator, "a").await;
     let unknown = |m| matches!(m, pb::coordinator_message::Message::Unknown(_)).then_some(());
     old.expect("Unknown", unknown).await;
     let (place, _) = new.start().await;

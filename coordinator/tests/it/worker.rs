@@ -54,19 +54,11 @@ pub fn registration(name: &str) -> pb::RegisterWorkerRequest {
 }
 
 impl Worker {
-    /// Registers and opens a stream.
+    /// A process of this name registers and opens a stream.
     pub async fn join(coordinator: &Coordinator, name: &str) -> Self {
         let request = registration(name);
         let response = coordinator.fleet().await.register_worker(request.clone()).await.expect("registered");
         Self::attach(coordinator, &request, &response.into_inner().worker_id, Running::default()).await
-    }
-
-    /// Another process of that name registers and opens a stream.
-    pub async fn start_anew(coordinator: &Coordinator, name: &str) -> Self {
-        let request =
-            pb::RegisterWorkerRequest { process_id: format!("next process of {name}"), ..registration(name) };
-        let response = coordinator.fleet().await.register_worker(request).await.expect("registered");
-        Self::attach(coordinator, name, &response.into_inner().worker_id, Running::default()).await
     }
 
     /// Goes on with another stream, as after a lost connection; what it runs stays.
