@@ -110,8 +110,9 @@ impl Drop for Process {
 /// Where cargo put the project's programs.
 pub fn program(name: &str) -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
-    // target/debug/deps/test-… → target/debug
-    let dir = exe.parent().and_then(Path::parent).context("test outside a target directory")?;
+    // target/debug/deps/test-… → target/debug; a program of this crate lies there itself.
+    let folder = exe.parent().context("a program without a folder")?;
+    let dir = if folder.ends_with("deps") { folder.parent().context("deps without a parent")? } else { folder };
     let path = dir.join(name);
     if !path.exists() {
         bail!(
@@ -120,4 +121,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
         );
     }
     Ok(path)
+}
+
+/// A program of the system's; those of administrators are often outside PATH.
+pub fn program_of(name: &str) -> PathBuf {
+    let folders = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Path::new);
+    folders.iter().map(|dir| dir.join(name)).find(|path| path.is_file()).unwrap_or_else(|| name.into())
 }
