@@ -33,6 +33,11 @@ impl Process {
         Ok(Process { name: name.into(), child, log })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL: the process gets no chance to say goodbye.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
@@ -112,7 +117,8 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     // target/debug/deps/test-… → target/debug; a program of this crate lies there itself.
     let folder = exe.parent().context("a program without a folder")?;
-    let dir = if folder.ends_with("deps") { folder.parent().context("deps without a parent")? } else { folder };
+    let dir =
+        if folder.ends_with("deps") { folder.parent().context("deps without a parent")? } else { folder };
     let path = dir.join(name);
     if !path.exists() {
         bail!(

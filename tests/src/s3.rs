@@ -169,7 +169,7 @@ async fn answer(
         }
         S3Fault::Status(status) => {
             faults.meet();
-            return Ok(refusal(status)?);
+            return refusal(status);
         }
         S3Fault::HalfWrite if writes && !request.body().is_end_stream() => {
             faults.meet();

@@ -115,12 +115,11 @@ impl Point {
         }
     }
 
-    /// Whether only one member comes there, and nobody knows in advance which.
-    pub fn is_one_members(self) -> bool {
+    /// Whether only the member that writes checkpoints comes there, and nobody knows in advance which that is.
+    pub fn is_checkpoints(self) -> bool {
         matches!(
             self,
-            Point::MidBroadcast
-                | Point::CheckpointBeforeFiles
+            Point::CheckpointBeforeFiles
                 | Point::CheckpointBetweenFiles
                 | Point::CheckpointBeforeManifest
                 | Point::CheckpointBeforeRow
@@ -179,11 +178,6 @@ impl Kind {
             self,
             Kind::LinkDown | Kind::CutToPeer | Kind::CutPeers | Kind::CutToCoordinator | Kind::SlowLink
         )
-    }
-
-    /// Whether it needs rights that only root has.
-    pub fn needs_root(self) -> bool {
-        matches!(self, Kind::LimitMemory | Kind::FillDisk)
     }
 
     fn plain_name(self) -> &'static str {

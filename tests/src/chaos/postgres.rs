@@ -21,7 +21,8 @@ pub struct Session {
 impl Session {
     /// Logs in.
     pub fn open(socket: &Path) -> Result<Session> {
-        let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+        let stream =
+            UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut session = Session { stream };
         let mut startup = PROTOCOL.to_be_bytes().to_vec();

@@ -127,12 +127,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    upstream: Upstream,
-    mode: watch::Receiver<Mode>,
-    counts: Arc<Counts>,
-) {
+async fn accept(listener: TcpListener, upstream: Upstream, mode: watch::Receiver<Mode>, counts: Arc<Counts>) {
     while let Ok((client, _)) = listener.accept().await {
         counts.connections.fetch_add(1, Ordering::Relaxed);
         let (upstream, mode, counts) = (upstream.clone(), mode.clone(), Arc::clone(&counts));
