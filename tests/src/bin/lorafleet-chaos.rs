@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use lorafleet_tests::chaos::{defect::Defect, kind::Kind, suite, suite::Options, tally::Tally};
+use lorafleet_tests::chaos::{defect::Defect, kind::Kind, recovery, suite, suite::Options, tally::Tally};
 
 #[derive(Debug, Parser)]
 #[command(name = "lorafleet-chaos", about = "Breaks fleets on purpose.")]
@@ -21,6 +21,15 @@ struct Cli {
 enum Command {
     /// Draws faults from a seed and checks what jobs come to.
     Suite(SuiteArgs),
+    /// Measures recoveries and prints them as JSON.
+    Recovery {
+        /// How many kills.
+        #[arg(long, default_value_t = 20)]
+        kills: usize,
+        /// How many silent deaths.
+        #[arg(long, default_value_t = 3)]
+        freezes: usize,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,6 +64,11 @@ struct SuiteArgs {
 async fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Suite(args) => suite_of(args).await,
+        Command::Recovery { kills, freezes } => {
+            let times = recovery::measure(kills, freezes, &mut |line| eprintln!("{line}")).await?;
+            println!("{:#}", times.to_json());
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -69,6 +69,25 @@ impl Client {
         self.any(ask).await
     }
 
+    /// Hands on the job's updates as they come, until `take` wants no more.
+    pub async fn watch(
+        &self,
+        name: &str,
+        mut take: impl FnMut(pb::watch_job_response::Update) -> bool,
+    ) -> Result<()> {
+        let address = self.addresses.first().context("no coordinator")?;
+        // Without a deadline: the stream is to last.
+        let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
+        let request = pb::WatchJobRequest { name: name.into(), ..Default::default() };
+        let mut updates = JobsClient::new(channel).watch_job(request).await?.into_inner();
+        while let Some(message) = updates.message().await? {
+            if message.update.is_some_and(|update| !take(update)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     async fn any<T>(&self, mut ask: impl AsyncFnMut(JobsClient<Channel>) -> Result<T>) -> Result<T> {
         let mut last = None;
         for address in &self.addresses {

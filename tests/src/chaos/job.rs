@@ -35,21 +35,13 @@ impl Variant {
 
     /// Writes the job file and its data below `dir`.
     pub fn write(self, name: &str, dir: &Path, workers: (u32, u32)) -> Result<PathBuf> {
-        let examples = examples();
-        fs::create_dir_all(dir)?;
-        let head = |file: &str, lines: usize| -> Result<()> {
-            let text = fs::read_to_string(examples.join("games").join(file))?;
-            let text: String = text.lines().take(lines).flat_map(|l| [l, "\n"]).collect();
-            Ok(fs::write(dir.join(file), text)?)
-        };
-        head("train.jsonl", 48)?;
-        head("validation.jsonl", 6)?;
+        data(dir, 48)?;
         let (batch, micro, dropout, precision) = match self {
             Variant::Plain => (8, 4, 0.0, "f32"),
             Variant::Dropout => (6, 6, 0.1, "f32"),
             Variant::Bf16 => (4, 4, 0.0, "bf16"),
         };
-        let ((min, max), steps, base) = (workers, self.steps(), examples.join("base"));
+        let ((min, max), steps, base) = (workers, self.steps(), examples().join("base"));
         let base = base.display();
         let yaml = format!(
             "name: {name}\nbase: {base}\ndata: {{train: train.jsonl, eval: validation.jsonl}}\n\
@@ -61,4 +53,29 @@ impl Variant {
         fs::write(&path, yaml)?;
         Ok(path)
     }
+}
+
+/// A job like the demo's, on a gang of just so many to begin with, that goes on for longer than anybody waits.
+pub fn endless(dir: &Path, workers: u32) -> Result<PathBuf> {
+    data(dir, usize::MAX)?;
+    let base = examples().join("base");
+    let yaml = format!(
+        "name: endless\nbase: {}\ndata: {{train: train.jsonl}}\nadapter: {{rank: 16, alpha: 32}}\n\
+         train: {{steps: 1000000, global_batch: 16, max_length: 256, lr: 1e-4, seed: 0}}\n\
+         workers: {{min: {workers}, max: {workers}}}\n",
+        base.display(),
+    );
+    let path = dir.join("endless.yaml");
+    fs::write(&path, yaml)?;
+    Ok(path)
+}
+
+fn data(dir: &Path, lines: usize) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    for (file, lines) in [("train.jsonl", lines), ("validation.jsonl", 6)] {
+        let text = fs::read_to_string(examples().join("games").join(file))?;
+        let text: String = text.lines().take(lines).flat_map(|line| [line, "\n"]).collect();
+        fs::write(dir.join(file), text)?;
+    }
+    Ok(())
 }

@@ -180,6 +180,24 @@ impl Kind {
         )
     }
 
+    /// How many workers must be there for it.
+    pub fn workers_needed(self) -> usize {
+        match self {
+            Kind::CutToPeer | Kind::CutPeers => 2,
+            Kind::KillWorker
+            | Kind::StopWorker
+            | Kind::DrainWorker
+            | Kind::KillRepeatedly
+            | Kind::KillAll
+            | Kind::LimitMemory
+            | Kind::JumpClock
+            | Kind::LinkDown
+            | Kind::CutToCoordinator
+            | Kind::SlowLink => 1,
+            _ => 0,
+        }
+    }
+
     fn plain_name(self) -> &'static str {
         match self {
             Kind::KillWorker => "kill-worker",

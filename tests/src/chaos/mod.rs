@@ -17,6 +17,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod random;
 pub mod record;
+pub mod recovery;
 pub mod rig;
 pub mod run;
 pub mod suite;

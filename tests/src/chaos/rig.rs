@@ -5,7 +5,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -29,9 +28,27 @@ use crate::{
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Short, so that a run is; what is checked does not depend on it.
 const LEASE: [&str; 4] = ["--lease", "4s", "--heartbeat", "500ms"];
-const SILENCE: &str = "2s";
-/// Enough for the coordinators; few enough to be taken.
+const SILENCE: [&str; 2] = ["--peer-silence", "2s"];
+/// Says each finished step, with its fence.
 const STEP_LOG: &str = "info,lorafleet_worker::run=debug";
+
+/// How soon the fleet takes somebody for dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As its programs do by themselves.
+    Default,
+    /// Sooner.
+    Short,
+}
+
+/// How the fleet is laid out.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub coordinators: u32,
+    /// Workers in network namespaces of their own.
+    pub namespaces: bool,
+    pub pace: Pace,
+}
 
 /// A running fleet. Everything ends when it is dropped.
 pub struct Rig {
@@ -46,6 +63,7 @@ pub struct Rig {
     /// Environment of all programs.
     env: Vec<(String, String)>,
     ip: IpAddr,
+    pace: Pace,
     started: u32,
     dir: TempDir,
 }
@@ -75,10 +93,10 @@ pub struct Start<'a> {
 }
 
 impl Rig {
-    /// Starts everything but workers. `namespaces`: where this machine allows them.
-    pub async fn start(coordinators: u32, namespaces: bool, defect: Option<&str>) -> Result<Rig> {
+    /// Starts everything but workers.
+    pub async fn start(layout: Layout, defect: Option<&str>) -> Result<Rig> {
         let dir = tempfile::Builder::new().prefix("lorafleet-chaos-").tempdir()?;
-        let network = if namespaces { Some(Network::start()?) } else { None };
+        let network = if layout.namespaces { Some(Network::start()?) } else { None };
         let ip = network.as_ref().map_or(LOOPBACK, Network::gateway);
         let postgres = Postgres::throwaway().context("start a private Postgres")?;
         let database = Proxy::start(ip, Upstream::Unix(postgres.socket())).await?;
@@ -96,10 +114,11 @@ impl Rig {
             clocks,
             env,
             ip,
+            pace: layout.pace,
             started: 0,
             dir,
         };
-        for number in 0..coordinators {
+        for number in 0..layout.coordinators {
             rig.add_coordinator(number).await?;
         }
         Ok(rig)
@@ -125,7 +144,7 @@ impl Rig {
             .args(["--listen", &address.to_string(), "--metrics-listen", "127.0.0.1:0"])
             .args(["--database-url", &database, "--store", &format!("s3://{BUCKET}/root")])
             .args(["--log-format", "json"])
-            .args(LEASE);
+            .args(LEASE.iter().filter(|_| self.pace == Pace::Short));
         Process::start(&name, &mut command, self.dir.path())
     }
 
@@ -158,7 +177,8 @@ impl Rig {
             .envs(clock.iter().flat_map(Clock::env))
             .envs(start.failpoint.map(|text| (lorafleet_failpoint::FAILPOINT, text)))
             .args(["--coordinator", &format!("http://{}", self.coordinators[at].proxy.address())])
-            .args(["--name", &name, "--threads", "1", "--peer-silence", SILENCE, "--log-format", "json"])
+            .args(["--name", &name, "--threads", "1", "--log-format", "json"])
+            .args(SILENCE.iter().filter(|_| self.pace == Pace::Short))
             .args(["--collective-listen", &SocketAddr::new(ip, 0).to_string()])
             .args(["--health-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
             .arg("--cache-dir")
@@ -245,10 +265,5 @@ impl Rig {
     pub fn keep_logs(&mut self) -> PathBuf {
         self.dir.disable_cleanup(true);
         self.dir.path().to_owned()
-    }
-
-    /// How long a worker's peers wait for a sign of life.
-    pub fn silence() -> Duration {
-        Duration::from_secs(2)
     }
 }

@@ -13,7 +13,7 @@ use super::{
     kind::{Kind, Point},
     plan::{Fault, Plan},
     record::Record,
-    rig::{Rig, Start},
+    rig::{Layout, Pace, Rig, Start},
 };
 
 const TICK: Duration = Duration::from_millis(50);
@@ -56,7 +56,7 @@ struct Course<'a> {
 
 /// Trains a variant without any fault.
 pub async fn undisturbed(variant: Variant) -> Result<Undisturbed> {
-    let mut rig = Rig::start(1, false, None).await?;
+    let mut rig = Rig::start(Layout { coordinators: 1, namespaces: false, pace: Pace::Short }, None).await?;
     rig.add_worker(&Start::default())?;
     let file = variant.write("undisturbed", &rig.home("client")?, (1, 1))?;
     let job = rig.submit(&file)?;
@@ -71,7 +71,9 @@ pub async fn undisturbed(variant: Variant) -> Result<Undisturbed> {
 
 /// Makes the run.
 pub async fn run(plan: &Plan, setting: Setting<'_>, undisturbed: &Undisturbed) -> Result<Outcome> {
-    let mut rig = Rig::start(plan.coordinators, setting.namespaces, setting.defect).await?;
+    let layout =
+        Layout { coordinators: plan.coordinators, namespaces: setting.namespaces, pace: Pace::Short };
+    let mut rig = Rig::start(layout, setting.defect).await?;
     for number in 0..plan.workers {
         let failpoint = failpoints(plan, number);
         rig.add_worker(&Start { failpoint: failpoint.as_deref(), full_disk: false })?;
@@ -130,7 +132,9 @@ impl Course<'_> {
                 }
             }
             let free = self.lasting.is_empty() || self.overlap;
-            if free && self.pending.last().is_some_and(|fault| step >= fault.at_step) {
+            let workers = self.rig.workers.len();
+            let due = |fault: &Fault| step >= fault.at_step && workers >= fault.kind.workers_needed();
+            if free && self.pending.last().is_some_and(due) {
                 self.next_fault().await?;
             }
             if !self.lasting.is_empty() {

@@ -2,6 +2,7 @@
 
 mod api;
 mod bad_start;
+mod chaos;
 mod command_line;
 mod forms;
 mod kill_all;

@@ -6,6 +6,7 @@ mod instruct;
 mod peer;
 mod quality;
 mod record;
+mod recovery;
 mod row;
 mod service;
 mod smollm2;
@@ -42,6 +43,8 @@ enum Bench {
     Instruct,
     /// Memory of an idle coordinator, and the time from submitting a job to its first step.
     Service,
+    /// How long a gang stands still when a member dies, and how soon a newcomer trains.
+    Recovery,
 }
 
 impl Bench {
@@ -52,6 +55,7 @@ impl Bench {
             Self::Classification => "classification",
             Self::Instruct => "instruct",
             Self::Service => "service",
+            Self::Recovery => "recovery",
         }
     }
 }
@@ -72,6 +76,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Bench::Service => {
             prerequisites::postgres()?;
             service::run()?
+        }
+        Bench::Recovery => {
+            prerequisites::postgres()?;
+            recovery::run()?
         }
     };
     if args.json {
