@@ -29,6 +29,7 @@ mod points;
 mod queue;
 mod run;
 mod stillness;
+mod sweeper;
 mod watch;
 
 pub use config::Config;

@@ -4,6 +4,7 @@ mod api;
 mod bad_start;
 mod chaos;
 mod command_line;
+mod crash_points;
 mod forms;
 mod kill_all;
 mod no_shared_folder;

@@ -15,6 +15,7 @@ mod report;
 mod restore;
 mod start;
 mod steps;
+mod writing;
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,6 +30,7 @@ pub use self::{
     control::RunControl,
     end::{missing, outcome_name},
     report::Reporter,
+    writing::{News, Waited, Work, Writing},
 };
 use crate::{
     base_cache::Cache,

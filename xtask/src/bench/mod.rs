@@ -1,5 +1,6 @@
 //! `cargo xtask bench NAME`: a measurement beside its peer and its target, printed and written down.
 
+mod checkpoint;
 mod classification;
 mod engine;
 mod instruct;
@@ -41,6 +42,8 @@ enum Bench {
     Classification,
     /// Evaluation losses of a real instruct model, beside transformers with PEFT.
     Instruct,
+    /// What writing checkpoints beside training costs the steps.
+    Checkpoint,
     /// Memory of an idle coordinator, and the time from submitting a job to its first step.
     Service,
     /// How long a gang stands still when a member dies, and how soon a newcomer trains.
@@ -54,6 +57,7 @@ impl Bench {
             Self::Quality => "quality",
             Self::Classification => "classification",
             Self::Instruct => "instruct",
+            Self::Checkpoint => "checkpoint",
             Self::Service => "service",
             Self::Recovery => "recovery",
         }
@@ -73,6 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             prerequisites::postgres()?;
             instruct::run()?
         }
+        Bench::Checkpoint => checkpoint::run()?,
         Bench::Service => {
             prerequisites::postgres()?;
             service::run()?
