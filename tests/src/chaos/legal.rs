@@ -10,7 +10,8 @@ enum State {
     Queued,
     Running {
         attempt: u32,
-        generation: u32,
+        /// The last generation that was opened after the first.
+        opened: u32,
     },
     Ended,
 }
@@ -54,7 +55,7 @@ fn next(state: State, event: &pb::JobEvent, attempts: &mut u32) -> Result<State,
             if event.attempt != *attempts {
                 return Err(format!("attempt {} follows attempt {}", event.attempt, *attempts - 1));
             }
-            Ok(State::Running { attempt: event.attempt, generation: event.generation })
+            Ok(State::Running { attempt: event.attempt, opened: 0 })
         }
         "cancelled" => Ok(State::Ended),
         "succeeded" | "failed" | "queued" => {
@@ -75,22 +76,21 @@ fn is_late(kind: &str) -> bool {
     matches!(kind, "checkpoint" | "adopted")
 }
 
-/// The event belongs to the live attempt; its generation is the live one or a later one.
+/// The event belongs to the live attempt, and generations grow.
 fn fits(state: State, event: &pb::JobEvent) -> Result<State, String> {
-    let State::Running { attempt, generation } = state else {
+    let State::Running { attempt, opened } = state else {
         return Err(format!("it belongs to attempt {}, but the job is {state:?}", event.attempt));
     };
     if event.attempt != attempt {
         return Err(format!("it belongs to attempt {}, but attempt {attempt} is live", event.attempt));
     }
-    if event.kind == "generation"
-        && event.generation <= generation
-        && generation != 0
-        && event.generation != 1
-    {
-        return Err(format!("generation {} opens after generation {generation}", event.generation));
+    if event.kind != "generation" {
+        return Ok(state);
     }
-    Ok(State::Running { attempt, generation: generation.max(event.generation) })
+    if event.generation <= opened {
+        return Err(format!("generation {} opens after generation {opened}", event.generation));
+    }
+    Ok(State::Running { attempt, opened: event.generation })
 }
 
 #[cfg(test)]

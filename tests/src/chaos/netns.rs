@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::Path,
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -14,6 +15,8 @@ use crate::process::program_of;
 const FIRST_HOST: u8 = 2;
 /// An address that no host has: what is sent to it is lost, silently.
 const NOWHERE: &str = "02:00:00:00:00:99";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A bridge with its namespaces; all is removed when dropped.
 pub struct Network {
@@ -36,9 +39,10 @@ impl Network {
     pub fn start() -> Result<Network> {
         let pid = std::process::id();
         sweep();
-        let number = (0..100).find(|n| !Path::new(&format!("/sys/class/net/lfb{pid}-{n}")).exists());
-        let number = number.context("a hundred bridges of this process are there")?;
-        let id = format!("{pid}-{number}");
+        // Never the same again: the kernel takes its time to remove a namespace's links.
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // In hex: a link's name has at most 15 characters.
+        let id = format!("{pid:x}-{:x}", number % 256);
         // 10.64.0.0 to 10.127.255.0: two processes at once rarely choose the same, and then `ip` says so.
         let place = pid.wrapping_mul(131).wrapping_add(number);
         let subnet = [10, 64 + (place % 64) as u8, (place / 64 % 256) as u8];
@@ -60,8 +64,8 @@ impl Network {
         let number = u8::try_from(self.hosts.len()).ok().and_then(|n| n.checked_add(FIRST_HOST));
         let number = number.filter(|n| *n < 255).context("the network is full")?;
         let host = Host {
-            namespace: format!("lf{}-{number}", self.id),
-            link: format!("lfv{}-{number}", self.id),
+            namespace: format!("lf{}-{number:x}", self.id),
+            link: format!("lfv{}-{number:x}", self.id),
             ip: self.address(number),
         };
         ip(&["netns", "add", &host.namespace])?;
@@ -149,7 +153,8 @@ impl Host {
 /// Removes what killed processes left behind.
 fn sweep() {
     let stale = |name: &str, prefix: &str| {
-        let pid = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let pid =
+            name.strip_prefix(prefix).and_then(|rest| u32::from_str_radix(rest.split('-').next()?, 16).ok());
         pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
     };
     let names = |dir: &str| -> Vec<String> {

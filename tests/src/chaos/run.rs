@@ -100,7 +100,13 @@ pub async fn run(plan: &Plan, setting: Setting<'_>, undisturbed: &Undisturbed) -
 fn failpoints(plan: &Plan, number: u32) -> Option<String> {
     let rule = |fault: &Fault| {
         let Kind::Failpoint(point) = fault.kind else { return None };
-        let chosen = point.is_checkpoints() || fault.target % u64::from(plan.workers) == u64::from(number);
+        let meant = fault.target % u64::from(plan.workers) == u64::from(number);
+        let chosen = match point {
+            _ if point.is_checkpoints() => true,
+            // Only the member that gives its state comes there: all but one may do so.
+            Point::MidBroadcast => !meant,
+            _ => meant,
+        };
         chosen.then(|| format!("{}{}=kill", point.name(), at(point, fault)))
     };
     let rules: Vec<String> = plan.faults.iter().filter_map(rule).collect();
@@ -111,6 +117,8 @@ fn failpoints(plan: &Plan, number: u32) -> Option<String> {
 fn at(point: Point, fault: &Fault) -> String {
     match point {
         Point::MidReduction | Point::BetweenReductionAndUpdate => format!("@{}", fault.at_step + 1),
+        // Counted in operations of the generation: the exchange of positions, then the state's parts.
+        Point::MidBroadcast => format!("@{}", 2 + (fault.target >> 8) % 5),
         _ if point.is_checkpoints() => format!("@{}", fault.at_step.next_multiple_of(CHECKPOINT_EVERY)),
         _ => String::new(),
     }
