@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
-use lorafleet_store::{CheckpointId, Store, StoreError};
+use lorafleet_store::{CheckpointId, Store, StoreError, files_are_there, sweep_torn};
 use sqlx::{PgConnection, PgPool, types::Json};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     convert,
@@ -83,15 +83,23 @@ pub async fn insert(
     Ok(made)
 }
 
-/// Applies the keep rule: the newest `checkpoint.keep` stay, the best and the final one. Returns the ids that it lets go now.
+/// Applies the keep rule: the newest `checkpoint.keep` stay, and beside them the best, the final one, and those of steps
+/// that `checkpoint.keep_every` divides. Returns the ids that it lets go now.
 pub async fn expire(tx: &mut PgConnection, job: JobId) -> Result<Vec<String>, DbError> {
     let expired = sqlx::query_scalar!(
-        "update checkpoints set expired = true
-         where job_id = $1 and not expired and not final and not best and name not in (
-           select c.name from checkpoints c where c.job_id = $1 and not c.expired and not c.final and not c.best
-           order by c.step desc, c.attempt desc, c.generation desc
-           limit (select greatest(coalesce((spec->'checkpoint'->>'keep')::int, 1), 1) from jobs where job_id = $1))
-         returning name",
+        "with rule as (
+           select greatest(coalesce((spec->'checkpoint'->>'keep')::int, 1), 1) as keep,
+                  coalesce((spec->'checkpoint'->>'keep_every')::bigint, 0) as keep_every
+           from jobs where job_id = $1
+         ), passing as (
+           select c.name, row_number() over (order by c.step desc, c.attempt desc, c.generation desc) as age
+           from checkpoints c, rule
+           where c.job_id = $1 and not c.expired and not c.final and not c.best
+             and (rule.keep_every = 0 or c.step % rule.keep_every <> 0)
+         )
+         update checkpoints set expired = true from passing, rule
+         where checkpoints.job_id = $1 and checkpoints.name = passing.name and passing.age > rule.keep
+         returning checkpoints.name",
         job.0,
     )
     .fetch_all(tx)
@@ -161,7 +169,8 @@ pub async fn list(
 }
 
 /// Gives rows to whole checkpoints in the store that have none, because their gang died between manifest and row. Only
-/// those whose fence the job really had before `attempt`. Damaged manifests are left alone.
+/// those whose fence the job really had before `attempt`. Damaged manifests, and those whose files are gone, are left
+/// alone.
 pub async fn adopt(pool: &PgPool, store: &Store, job: JobId, attempt: u32) -> Result<u32, AdoptError> {
     let Ok(in_store) = job.to_string().parse::<lorafleet_store::JobId>() else { return Ok(0) };
     let ids = lorafleet_store::list_checkpoints(store, &in_store).await?;
@@ -171,7 +180,11 @@ pub async fn adopt(pool: &PgPool, store: &Store, job: JobId, attempt: u32) -> Re
             continue;
         }
         let found = match lorafleet_store::find_checkpoint(store, &in_store, id).await {
-            Ok(Some(found)) => found.to_proto(),
+            Ok(Some(found)) if files_are_there(store, &found).await? => found.to_proto(),
+            Ok(Some(_)) => {
+                warn!(%job, checkpoint = %id, "manifest not adopted: its files are not there");
+                continue;
+            }
             Ok(None) => continue,
             Err(error @ StoreError::Manifest { .. }) => {
                 warn!(%job, checkpoint = %id, %error, "manifest not adopted");
@@ -183,7 +196,19 @@ pub async fn adopt(pool: &PgPool, store: &Store, job: JobId, attempt: u32) -> Re
         adopted += u32::from(insert(&mut tx, job, id, &found, found.r#final).await?);
         tx.commit().await.map_err(DbError::from)?;
     }
+    sweep(store.clone(), in_store, attempt);
     Ok(adopted)
+}
+
+/// Deletes, while the gang begins, what earlier attempts began to write and never finished.
+fn sweep(store: Store, job: lorafleet_store::JobId, attempt: u32) {
+    tokio::spawn(async move {
+        match sweep_torn(&store, &job, |id| id.fence().attempt < attempt).await {
+            Ok(swept) if swept.is_empty() => {}
+            Ok(swept) => info!(%job, checkpoints = swept.len(), "unfinished checkpoints deleted"),
+            Err(error) => warn!(%job, %error, "unfinished checkpoints not deleted"),
+        }
+    });
 }
 
 /// It has no row, and its fence is one that the job had.

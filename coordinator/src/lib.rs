@@ -32,6 +32,7 @@ mod points;
 mod queue;
 mod run;
 mod stillness;
+mod sweeper;
 mod watch;
 
 pub use config::Config;

@@ -15,6 +15,7 @@ use crate::{
     gang::Conductor,
     hub::Hub,
     leader::Leader,
+    sweeper::Sweeper,
 };
 
 /// The loops may take this long to end.
@@ -54,6 +55,7 @@ pub async fn run(
     let conductor = Conductor::new(pool.clone(), hub.clone(), store.clone());
     let dispatcher = Dispatcher::new(pool.clone(), hub.clone(), conductor.clone(), config.poll);
     let dispatching = tokio::spawn(dispatcher.run(loops.clone()));
+    let sweeping = tokio::spawn(Sweeper::new(pool.clone(), store.clone()).run(loops.clone()));
     if let Ok(address) = listener.local_addr() {
         info!(%address, store = config.store, "coordinator ready");
     }
@@ -62,9 +64,10 @@ pub async fn run(
     let served = api::serve(listener, services).await;
     loops.cancel();
     let ended = async {
-        // A loop that panicked has said so; the other one is waited for all the same.
+        // A loop that panicked has said so; the others are waited for all the same.
         let _ = leading.await;
         let _ = dispatching.await;
+        let _ = sweeping.await;
         pool.close().await;
     };
     if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {

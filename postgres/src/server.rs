@@ -2,7 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -185,6 +185,11 @@ impl Postgres {
     pub fn url(&self, database: &str) -> String {
         let socket = percent_encode(&self.folder.socket().to_string_lossy());
         format!("postgres://{USER}@localhost/{}?host={socket}", percent_encode(database))
+    }
+
+    /// The server's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.socket().join(format!(".s.PGSQL.{PORT}"))
     }
 
     /// Makes a database; it may be there already.

@@ -111,8 +111,12 @@ pub async fn write_checkpoint<C: Contents>(
 
     // A whole checkpoint's files are never touched again.
     let found = read_back(store, &place).await?;
+    point("checkpoint-before-files", draft.step, &place)?;
     let mut entries = BTreeMap::new();
     for (name, contents) in files {
+        if !entries.is_empty() {
+            point("checkpoint-between-files", draft.step, &place)?;
+        }
         let sha256 = match &found {
             Some(_) => contents::digest(contents),
             None => store.put_contents(&layout::checkpoint_file(&draft.job, &id, name), contents).await?,
@@ -126,24 +130,49 @@ pub async fn write_checkpoint<C: Contents>(
         return ours.or_its_equal(&found, place);
     }
     check_sizes(store, &ours).await?;
+    point("checkpoint-before-manifest", draft.step, &place)?;
     put_manifest(store, ours, place, bytes).await
+}
+
+/// Whether all files of a checkpoint lie in the store with their sizes; what is in them is checked when they are read.
+///
+/// # Errors
+/// Those of [`Store::list`].
+pub async fn files_are_there(store: &Store, checkpoint: &Checkpoint) -> Result<bool> {
+    Ok(wrong_size(store, checkpoint).await?.is_none())
 }
 
 /// A store may say that it took an object of which it has a half: what was just written is looked at before the manifest
 /// says that it is there.
 async fn check_sizes(store: &Store, checkpoint: &Checkpoint) -> Result<()> {
+    match wrong_size(store, checkpoint).await? {
+        None => Ok(()),
+        Some((path, reason)) => Err(StoreError::Unavailable { action: "write", path, attempts: 1, reason }),
+    }
+}
+
+/// The first file that is not in the store as long as the manifest says.
+async fn wrong_size(store: &Store, checkpoint: &Checkpoint) -> Result<Option<(Path, String)>> {
     let Manifest { job, checkpoint: id, files, .. } = &checkpoint.manifest;
     let objects = store.list(&layout::checkpoint(job, id)).await?;
     for (name, entry) in files {
         let path = layout::checkpoint_file(job, id, name);
         let found = objects.iter().find(|object| object.path == path).map(|object| object.size);
         if found != Some(entry.size_bytes) {
-            let reason =
-                format!("of {} bytes that were written it has {}", entry.size_bytes, found.unwrap_or(0));
-            return Err(StoreError::Unavailable { action: "write", path, attempts: 1, reason });
+            let reason = format!("of {} bytes it has {}", entry.size_bytes, found.unwrap_or(0));
+            return Ok(Some((path, reason)));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Where a test cuts the writer off.
+fn point(name: &str, step: u64, place: &Path) -> Result<()> {
+    let unavailable = |injected: lorafleet_failpoint::Injected| {
+        let (path, reason) = (place.clone(), injected.to_string());
+        StoreError::Unavailable { action: "write", path, attempts: 1, reason }
+    };
+    lorafleet_failpoint::reach(name, step).map_err(unavailable)
 }
 
 fn text(manifest: &Manifest, place: &Path) -> Result<Bytes> {

@@ -24,8 +24,8 @@ mod upload;
 
 pub use base::{base_is_whole, download_base, read_sums};
 pub use checkpoint::{
-    Checkpoint, Draft, delete_checkpoint, find_checkpoint, list_checkpoints, read_checkpoint,
-    write_checkpoint,
+    Checkpoint, Draft, delete_checkpoint, files_are_there, find_checkpoint, list_checkpoints,
+    read_checkpoint, write_checkpoint,
 };
 pub use contents::Contents;
 pub use digest::{Digest, Hasher};

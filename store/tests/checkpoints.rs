@@ -4,53 +4,15 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use common::backends;
 use common::faulty::{Faulty, When};
+use common::{GENERATION, backends, draft, files, id, job, quick};
 use lorafleet_store::{
-    CheckpointId, Digest, Draft, Fence, FileName, JobId, Retry, Store, StoreError, delete_checkpoint,
-    find_checkpoint, layout, list_checkpoints, read_checkpoint, write_checkpoint,
+    CheckpointId, Digest, Draft, Retry, Store, StoreError, delete_checkpoint, find_checkpoint, layout,
+    list_checkpoints, read_checkpoint, write_checkpoint,
 };
 use object_store::memory::InMemory;
-
-fn job() -> JobId {
-    "0192f0c1-job".parse().unwrap()
-}
-
-fn draft(step: u64, attempt: u32, generation_id: &str) -> Draft {
-    Draft {
-        job: job(),
-        step,
-        fence: Fence { attempt, generation: 1, generation_id: generation_id.into() },
-        parent: None,
-        is_final: false,
-        spec_sha256: Digest::of(b"spec"),
-        kind: "cpu".into(),
-        scale_bits: 36,
-    }
-}
-
-const GENERATION: &str = "0123456789abcdef";
-
-fn files(salt: &str) -> BTreeMap<FileName, Bytes> {
-    ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors"]
-        .map(|name| (name.parse().unwrap(), Bytes::from(format!("{name} {salt}"))))
-        .into()
-}
-
-fn id(draft: &Draft) -> CheckpointId {
-    CheckpointId::new(draft.step, &draft.fence).unwrap()
-}
-
-/// Few and short pauses.
-fn quick(attempts: u32) -> Retry {
-    let pause = Duration::from_millis(1);
-    Retry { attempts, first_pause: pause, longest_pause: pause, ..Retry::default() }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn written_read_listed_and_deleted_on_every_store() {
@@ -174,4 +136,51 @@ async fn deletion_takes_the_manifest_first() {
     assert_eq!(list_checkpoints(&store, &job()).await.unwrap(), []);
     delete_checkpoint(&store, &job(), &id(&draft)).await.unwrap();
     assert_eq!(store.list(&layout::checkpoints(&job())).await.unwrap(), []);
+}
+
+/// Two members of a gang may write the same state one after the other; what they know beside it is not compared.
+#[tokio::test]
+async fn whoever_writes_the_same_state_gets_the_checkpoint_that_is_there() {
+    let store = Store::open("memory://").unwrap();
+    let first = draft(10, 2, GENERATION);
+    let written = write_checkpoint(&store, &first, &files("x")).await.unwrap();
+    let other = Draft {
+        parent: Some(CheckpointId::new(5, &draft(5, 1, GENERATION).fence).unwrap()),
+        kind: "other".into(),
+        ..first.clone()
+    };
+    assert_eq!(write_checkpoint(&store, &other, &files("x")).await.unwrap(), written);
+    for changed in
+        [Draft { is_final: true, ..first.clone() }, Draft { spec_sha256: Digest::of(b"y"), ..first }]
+    {
+        let error = write_checkpoint(&store, &changed, &files("x")).await.unwrap_err();
+        assert!(matches!(error, StoreError::Conflict { .. }), "{error}");
+    }
+}
+
+/// Whatever is changed in a manifest, what it lists is refused.
+#[tokio::test]
+async fn a_tampered_manifest_is_refused() {
+    let store = Store::open("memory://").unwrap();
+    let draft = draft(10, 1, GENERATION);
+    write_checkpoint(&store, &draft, &files("x")).await.unwrap();
+    let place = layout::manifest(&job(), &id(&draft));
+    let whole = String::from_utf8(store.get(&place, 1 << 20).await.unwrap().to_vec()).unwrap();
+    let digest = Digest::of(b"optimizer.safetensors x").to_string();
+    let other = Digest::of(b"optimizer.safetensors y").to_string();
+    for (text, reason) in [
+        (whole.replace(&digest, &other), "sha256"),
+        (whole.replace("\"size_bytes\": 23", "\"size_bytes\": 22"), "bytes"),
+        (whole.replace("\"next_step\": 11", "\"next_step\": 12"), "next_step"),
+        (whole.replace("\"version\": 1", "\"version\": 9"), "newer program"),
+        (whole.replace("0192f0c1-job", "0192f0c1-other"), "is that of"),
+        (whole[..whole.len() / 2].to_owned(), "cannot be read"),
+        (String::new(), "cannot be read"),
+    ] {
+        assert_ne!(text, whole, "{reason}: nothing was changed");
+        store.put(&place, text.into()).await.unwrap();
+        let error = read_checkpoint(&store, &job(), &id(&draft)).await.unwrap_err();
+        assert!(error.to_string().contains(reason), "{reason}: {error}");
+        assert!(!error.is_transient(), "{reason}: the one before it must be tried, not this one again");
+    }
 }

@@ -135,6 +135,15 @@ impl Fleet {
 
     /// Starts a worker attached to coordinator number `at`.
     pub fn start_worker_at(&mut self, name: &str, threads: u32, at: usize) -> Result<()> {
+        self.start_worker_in(name, threads, at, &[])
+    }
+
+    /// Starts a worker with these variables in its environment.
+    pub fn start_worker_with(&mut self, name: &str, threads: u32, env: &[(&str, &str)]) -> Result<()> {
+        self.start_worker_in(name, threads, 0, env)
+    }
+
+    fn start_worker_in(&mut self, name: &str, threads: u32, at: usize, env: &[(&str, &str)]) -> Result<()> {
         let home = self.home(name)?;
         let process = Process::start(
             name,
@@ -142,6 +151,7 @@ impl Fleet {
                 .current_dir(&home)
                 .env("HOME", &home)
                 .envs(self.env.clone())
+                .envs(env.iter().copied())
                 .args(["--coordinator", &self.url(at), "--name", name])
                 .args(["--threads", &threads.to_string()])
                 .args(["--collective-listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0"])

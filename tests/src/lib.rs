@@ -1,5 +1,6 @@
 //! The harness of the whole-system tests: a private fleet of real processes, one per test.
 
+pub mod chaos;
 pub mod classifier;
 pub mod fleet;
 pub mod job_file;

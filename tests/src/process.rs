@@ -33,6 +33,11 @@ impl Process {
         Ok(Process { name: name.into(), child, log })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL: the process gets no chance to say goodbye.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
@@ -110,8 +115,10 @@ impl Drop for Process {
 /// Where cargo put the project's programs.
 pub fn program(name: &str) -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
-    // target/debug/deps/test-… → target/debug
-    let dir = exe.parent().and_then(Path::parent).context("test outside a target directory")?;
+    // target/debug/deps/test-… → target/debug; a program of this crate lies there itself.
+    let folder = exe.parent().context("a program without a folder")?;
+    let dir =
+        if folder.ends_with("deps") { folder.parent().context("deps without a parent")? } else { folder };
     let path = dir.join(name);
     if !path.exists() {
         bail!(
@@ -120,4 +127,10 @@ pub fn program(name: &str) -> Result<PathBuf> {
         );
     }
     Ok(path)
+}
+
+/// A program of the system's; those of administrators are often outside PATH.
+pub fn program_of(name: &str) -> PathBuf {
+    let folders = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Path::new);
+    folders.iter().map(|dir| dir.join(name)).find(|path| path.is_file()).unwrap_or_else(|| name.into())
 }

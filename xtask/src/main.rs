@@ -1,6 +1,7 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `bench` and `sqlx`.
+//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `chaos` and `sqlx`.
 
 mod bench;
+mod chaos;
 mod command;
 mod counts;
 mod curve;
@@ -30,6 +31,8 @@ enum Command {
     Test(test::Args),
     /// Measure something and write it down in docs/benchmarks.md.
     Bench(bench::Args),
+    /// Break fleets on purpose, by a seed, and check what their jobs come to.
+    Chaos(chaos::Args),
     /// Check every query against the schema and renew .sqlx.
     Sqlx(sqlx::Args),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         Command::Sqlx(args) => sqlx::run(&args),
     };
     match outcome {

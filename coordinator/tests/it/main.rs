@@ -4,6 +4,7 @@ mod bed;
 mod worker;
 
 mod cancel;
+mod checkpoints;
 mod elastic;
 mod fencing;
 mod jobs_api;

@@ -22,6 +22,8 @@ pub enum When {
     Before,
     /// It was done, but nobody was told.
     After,
+    /// Half of it was done, and that was called the whole.
+    Half,
 }
 
 /// Fails the write with this number, counted from 0, and all that follow if `down`.
@@ -59,6 +61,11 @@ impl ObjectStore for Faulty {
         }
         if number == self.fail_at && self.when == When::Before {
             return Err(cut());
+        }
+        if number == self.fail_at && self.when == When::Half {
+            let whole = Bytes::from(payload);
+            let half = whole.slice(..whole.len() / 2);
+            return self.inner.put_opts(path, half.into(), options).await;
         }
         let result = self.inner.put_opts(path, payload, options).await;
         if number == self.fail_at { Err(cut()) } else { result }

@@ -2,7 +2,9 @@
 
 mod api;
 mod bad_start;
+mod chaos;
 mod command_line;
+mod crash_points;
 mod elastic;
 mod forms;
 mod kill_all;

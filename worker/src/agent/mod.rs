@@ -6,6 +6,7 @@ mod backoff;
 mod outbox;
 mod session;
 mod slot;
+mod tidy;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use lorafleet_proto::v1 as pb;
-use lorafleet_store::{CheckpointId, Store, delete_checkpoint};
+use lorafleet_store::Store;
 use pb::{coordinator_message::Message as Down, worker_message::Message as Up};
 use tokio::{
     sync::mpsc::{self, Sender},
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use super::{Agent, AgentError, CALL, Parted, RunId, Terms, describe};
+use super::{Agent, AgentError, CALL, Parted, RunId, Terms, describe, tidy};
 
 /// Messages that wait for the network.
 const QUEUE: usize = 64;
@@ -22,8 +22,6 @@ const OVERDUE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(250);
 /// The coordinator's time to read the last messages of a worker that leaves.
 const GOOD_BYE: Duration = Duration::from_secs(3);
-/// Deleting checkpoints that are not kept.
-const DELETE: Duration = Duration::from_secs(300);
 
 impl Agent {
     /// Connects, and serves the stream until it ends.
@@ -100,9 +98,7 @@ impl Agent {
             Down::ProgressAck(ack) => self.mailbox.lock().ack_points(&ack.job, ack.step),
             Down::CheckpointAck(ack) => {
                 self.mailbox.lock().ack_checkpoint(&ack.job, &ack.checkpoint);
-                if !ack.expired.is_empty() {
-                    tokio::spawn(delete(store.clone(), ack.expired));
-                }
+                tokio::spawn(tidy::tidy(store.clone(), ack.checkpoint, ack.expired));
             }
             Down::EventAck(ack) => {
                 let attempt = ack.fence.map_or(0, |fence| fence.attempt);
@@ -147,26 +143,5 @@ impl Line<'_> {
             // The network takes nothing: keep-alive ends such a stream, and everything is sent again.
             debug!("a message found no room");
         }
-    }
-}
-
-/// Deletes checkpoints that the keep rule does not want. What fails is named again with the next acknowledgement.
-async fn delete(store: Store, expired: Vec<String>) {
-    let all = async {
-        for name in expired {
-            let result = match CheckpointId::parse_resource_name(&name) {
-                Ok((job, id)) => {
-                    delete_checkpoint(&store, &job, &id).await.map_err(|error| error.to_string())
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            match result {
-                Ok(()) => info!(checkpoint = name, "old checkpoint deleted"),
-                Err(error) => warn!(checkpoint = name, error, "old checkpoint not deleted"),
-            }
-        }
-    };
-    if timeout(DELETE, all).await.is_err() {
-        warn!("old checkpoints were not deleted in time");
     }
 }

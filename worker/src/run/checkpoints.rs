@@ -2,31 +2,32 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{self, Receiver, RecvTimeoutError},
-    },
-    thread,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use lorafleet_lora::{
-    exact::SCALE_BITS,
-    train::{Frozen, Snapshot},
-};
+use lorafleet_lora::{exact::SCALE_BITS, train::Frozen};
 use lorafleet_proto::v1 as pb;
 use lorafleet_spec::job::Reduce;
-use lorafleet_store::{Checkpoint, CheckpointId, Draft, FileName, StoreError, write_checkpoint};
+use lorafleet_store::{Checkpoint, CheckpointId, Draft, FileName};
 use tracing::{info, warn};
 
-use super::{Run, companions, end::End, prepare::Parts};
-use crate::{agent::Backoff, telemetry};
+use super::{
+    Run, companions,
+    end::End,
+    prepare::Parts,
+    writing::{self, News, Waited, Work, Writing},
+};
+use crate::telemetry;
 
-/// How long training waits for a checkpoint under way when the next is due; then the next is left out.
+/// How long training waits for a checkpoint on its way when the next is due; then the next is left out.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one that is given up may take to let go of its state.
+const LET_GO: Duration = Duration::from_secs(2);
 /// How long the last checkpoint of a run is tried.
 const LAST: Duration = Duration::from_secs(3600);
+/// A run that is told to stop while it waits for the store notices within this time.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The checkpoints of one run, written by index 0.
 pub(super) struct Checkpoints<'a> {
@@ -34,15 +35,7 @@ pub(super) struct Checkpoints<'a> {
     draft: Draft,
     /// Files that every checkpoint has beside the trainer's: see [`super::companions`].
     more: BTreeMap<FileName, Bytes>,
-    under_way: Option<UnderWay>,
-    /// The latest whole one.
-    latest: Arc<Mutex<Option<CheckpointId>>>,
-}
-
-struct UnderWay {
-    step: u64,
-    /// Closed when it is done, well or not.
-    done: Receiver<()>,
+    under_way: Option<Writing>,
 }
 
 impl<'a> Checkpoints<'a> {
@@ -61,49 +54,51 @@ impl<'a> Checkpoints<'a> {
             scale_bits: if exact { SCALE_BITS } else { 0 },
         };
         let more = companions::files(parts)?;
-        Ok(Self { run, draft, more, under_way: None, latest: Arc::default() })
+        Ok(Self { run, draft, more, under_way: None })
     }
 
-    /// Training goes on from this one.
+    /// Training goes on from this one, on every member: it is the parent of all that are written from now on, whoever
+    /// writes them.
     pub fn resumed_from(&mut self, id: CheckpointId) {
-        *lock(&self.latest) = Some(id);
+        self.draft.parent = Some(id);
     }
 
-    /// Begins to write a checkpoint beside training. Waits when the one before is still under way, and leaves this one
-    /// out when that takes too long: the store is slow or away, and training goes on.
+    /// Begins to write a checkpoint beside training. While the one before is on its way, training waits; that is where
+    /// two are due at once. When that takes too long, this one is left out. While the store is away nobody waits: this one
+    /// takes the place of the one before.
     ///
     /// `best`: it is of the best evaluation so far, and stays until there is a better one.
     pub fn begin(&mut self, state: Frozen, best: bool) {
-        if let Some(step) = self.wait(PATIENCE) {
-            self.miss(state.step(), &format!("the one of step {step} is still being written"));
+        let step = state.step();
+        if let Waited::Working = self.make_way(PATIENCE, step) {
+            self.miss(step, "the one before it is still on its way");
             return;
         }
-        let (draft, more) = (self.draft(state.step(), false), self.more.clone());
-        let (store, reporter) = (self.run.store.clone(), self.run.reporter.clone());
-        let (runtime, latest) = (self.run.workshop.runtime.clone(), self.latest.clone());
-        let (end, done) = mpsc::channel::<()>();
-        let span = tracing::Span::current();
-        let work = move || {
-            let _span = span.enter();
-            let started = Instant::now();
-            // Here, so that training waits for a copy of the state only.
-            let files = files(state.encode(), more);
-            match runtime.block_on(write_checkpoint(&store, &draft, &files)) {
-                Ok(checkpoint) => {
-                    *lock(&latest) = Some(checkpoint.id().clone());
-                    written(&checkpoint, started);
-                    reporter.checkpoint(pb::Checkpoint { best, ..checkpoint.to_proto() });
+        let work = self.work(state, false);
+        let reporter = self.run.reporter.clone();
+        let tell = move |news: News<'_>| match news {
+            News::Written(checkpoint, took) => {
+                written(checkpoint, took);
+                if let Err(error) = lorafleet_failpoint::reach("checkpoint-before-row", step) {
+                    warn!(%error, "checkpoint not reported");
+                    return;
                 }
-                Err(error) => {
-                    missed(draft.step, &error.to_string());
-                    reporter.own_event("checkpoint-missed", &miss_message(draft.step, &error.to_string()));
-                }
+                reporter.checkpoint(pb::Checkpoint { best, ..checkpoint.to_proto() });
             }
-            drop(end);
+            News::Waits(error) => {
+                let message =
+                    format!("the checkpoint of step {step} waits for the store: {error}; training goes on");
+                warn!(message);
+                reporter.own_event("checkpoint-waits", &message);
+            }
+            News::Missed(why) => {
+                missed(step, why);
+                reporter.own_event("checkpoint-missed", &miss_message(step, why));
+            }
         };
-        match thread::Builder::new().name("checkpoint".into()).spawn(work) {
-            Ok(_) => self.under_way = Some(UnderWay { step: self.draft_step(), done }),
-            Err(error) => self.miss(self.draft_step(), &format!("no thread for it: {error}")),
+        match Writing::start(work, self.run.workshop.runtime.clone(), tell) {
+            Ok(writing) => self.under_way = Some(writing),
+            Err(error) => self.miss(step, &format!("no thread for it: {error}")),
         }
     }
 
@@ -120,71 +115,100 @@ impl<'a> Checkpoints<'a> {
     ///
     /// # Errors
     /// It is not whole after this time, which an event has said; or the run was told to stop.
-    pub fn write_final(&mut self, state: Frozen, limit: Duration) -> Result<Checkpoint, End> {
-        self.write(state, true, limit)
+    pub fn write_final(&mut self, state: Frozen, patience: Duration) -> Result<Checkpoint, End> {
+        self.write(state, true, patience)
     }
 
     /// Waits for the one under way, so that a member that leaves has reported it.
     pub fn settle(&mut self) {
-        if let Some(step) = self.wait(PATIENCE) {
-            warn!(step, "left while a checkpoint was being written");
+        let Some(writing) = &self.under_way else { return };
+        if writing.wait(PATIENCE) != Waited::Done {
+            warn!(step = writing.step(), "left while a checkpoint was on its way");
         }
     }
 
     /// Tries until it is whole, the run is stopped, or time is up.
-    fn write(&mut self, state: Frozen, is_final: bool, limit: Duration) -> Result<Checkpoint, End> {
-        let deadline = Instant::now() + limit;
-        // One at a time also here; what is under way ends by itself.
-        while let Some(step) = self.wait(Duration::from_millis(200)) {
+    fn write(&mut self, state: Frozen, is_final: bool, patience: Duration) -> Result<Checkpoint, End> {
+        let step = state.step();
+        self.attempt(state, is_final, patience)?
+            .map_err(|why| End::lost(format!("the checkpoint of step {step} was not written: {why}")))
+    }
+
+    /// Tries to write a checkpoint for so long, and waits for it. Inside: why the store did not take it in that time.
+    fn attempt(
+        &mut self,
+        state: Frozen,
+        is_final: bool,
+        patience: Duration,
+    ) -> Result<Result<Checkpoint, String>, End> {
+        let deadline = Instant::now() + patience;
+        // One at a time also here; what is on its way ends by itself.
+        while self.make_way(2 * LOOK, state.step()) == Waited::Working {
             self.run.check()?;
             if Instant::now() >= deadline {
-                return Err(End::lost(format!("the checkpoint of step {step} is still being written")));
+                return Ok(Err("the one before it is still on its way".to_owned()));
             }
         }
-        let (draft, files) = (self.draft(state.step(), is_final), files(state.encode(), self.more.clone()));
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+        let work = self.work(state, is_final);
+        let mut pauses = writing::backoff();
         loop {
             let started = Instant::now();
-            match self.run.block_on(write_checkpoint(&self.run.store, &draft, &files)) {
-                Ok(checkpoint) => {
-                    *lock(&self.latest) = Some(checkpoint.id().clone());
-                    written(&checkpoint, started);
-                    return Ok(checkpoint);
+            let tried = self.run.block_on(async {
+                tokio::select! {
+                    tried = tokio::time::timeout_at(deadline.into(), work.write()) => Some(tried),
+                    () = self.stopped() => None,
                 }
-                Err(error) if is_hopeless(&error) || Instant::now() >= deadline => {
-                    return Err(End::lost(format!("the checkpoint of step {}: {error}", draft.step)));
+            });
+            let error = match tried {
+                None => return Err(End::Stopped),
+                Some(Ok(Ok(checkpoint))) => {
+                    written(&checkpoint, started.elapsed());
+                    return Ok(Ok(checkpoint));
                 }
-                Err(error) => {
-                    let message = format!("the end waits for the checkpoint of step {}: {error}", draft.step);
-                    warn!(message);
-                    self.run.reporter.own_event("checkpoint-waits", &message);
-                }
+                Some(Ok(Err(error))) if writing::is_hopeless(&error) => return Ok(Err(error.to_string())),
+                Some(Ok(Err(error))) => error.to_string(),
+                Some(Err(_)) => "the store is too slow".to_owned(),
+            };
+            let message = format!("the end waits for the checkpoint of step {}: {error}", work.draft.step);
+            warn!(message);
+            self.run.reporter.own_event("checkpoint-waits", &message);
+            if Instant::now() >= deadline {
+                return Ok(Err(error));
             }
-            if self.run.control.wait_stop(backoff.pause()) {
+            if self.run.control.wait_stop(pauses.pause()) {
                 return Err(End::Stopped);
             }
         }
     }
 
-    /// Waits for the one under way; its step when it is still under way after that.
-    fn wait(&mut self, patience: Duration) -> Option<u64> {
-        let UnderWay { step, done } = self.under_way.as_ref()?;
-        if done.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-            return Some(*step);
+    /// Makes way for the checkpoint of `next`: waits for the one under way, and gives it up when the store does not take
+    /// it.
+    fn make_way(&mut self, patience: Duration, next: u64) -> Waited {
+        let Some(writing) = self.under_way.take() else { return Waited::Done };
+        let waited = writing.wait(patience);
+        match waited {
+            Waited::Done => {}
+            Waited::Working => self.under_way = Some(writing),
+            Waited::Failing => {
+                let step = writing.step();
+                if !writing.give_up(LET_GO) {
+                    self.miss(step, &format!("the store did not take it before that of step {next} was due"));
+                }
+            }
         }
-        self.under_way = None;
-        None
+        waited
     }
 
-    fn draft(&mut self, step: u64, is_final: bool) -> Draft {
-        // A restored state that is written again under this fence has itself as parent's step, which is allowed.
-        let (fence, parent) = (self.run.fence(), lock(&self.latest).clone());
-        self.draft = Draft { step, fence, is_final, parent, ..self.draft.clone() };
-        self.draft.clone()
+    /// Ends when the run is told to stop.
+    async fn stopped(&self) {
+        while self.run.check().is_ok() {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
-    fn draft_step(&self) -> u64 {
-        self.draft.step
+    fn work(&self, state: Frozen, is_final: bool) -> Work {
+        let draft = Draft { step: state.step(), fence: self.run.fence(), is_final, ..self.draft.clone() };
+        Work { store: self.run.store.clone(), draft, state, more: self.more.clone() }
     }
 
     fn miss(&self, step: u64, why: &str) {
@@ -193,15 +217,11 @@ impl<'a> Checkpoints<'a> {
     }
 }
 
-fn lock(latest: &Mutex<Option<CheckpointId>>) -> std::sync::MutexGuard<'_, Option<CheckpointId>> {
-    latest.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn written(checkpoint: &Checkpoint, started: Instant) {
+fn written(checkpoint: &Checkpoint, took: Duration) {
     let bytes: u64 = checkpoint.manifest.files.values().map(|file| file.size_bytes).sum();
-    metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(started.elapsed());
+    metrics::histogram!(telemetry::CHECKPOINT_SECONDS).record(took);
     metrics::histogram!(telemetry::CHECKPOINT_BYTES).record(bytes as f64);
-    info!(checkpoint = %checkpoint.id(), bytes, seconds = started.elapsed().as_secs_f64(), "checkpoint written");
+    info!(checkpoint = %checkpoint.id(), bytes, seconds = took.as_secs_f64(), "checkpoint written");
 }
 
 fn missed(step: u64, why: &str) {
@@ -211,18 +231,4 @@ fn missed(step: u64, why: &str) {
 
 fn miss_message(step: u64, why: &str) -> String {
     format!("the checkpoint of step {step} was not written: {why}; training goes on")
-}
-
-/// Whether trying again cannot help.
-fn is_hopeless(error: &StoreError) -> bool {
-    matches!(error, StoreError::Conflict { .. } | StoreError::Manifest { .. } | StoreError::Id(_))
-}
-
-/// The trainer's files and those that stay the same, by name.
-fn files(snapshot: Snapshot, more: BTreeMap<FileName, Bytes>) -> BTreeMap<FileName, Bytes> {
-    let named = |(name, bytes): (String, Vec<u8>)| {
-        let name = name.parse().expect("the trainer's file names are plain names");
-        (name, Bytes::from(bytes))
-    };
-    more.into_iter().chain(snapshot.files.into_iter().map(named)).collect()
 }

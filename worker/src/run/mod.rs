@@ -25,6 +25,7 @@ mod start;
 mod steps;
 mod transfer;
 mod words;
+mod writing;
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,6 +40,7 @@ pub use self::{
     control::RunControl,
     end::{missing, outcome_name},
     report::{Backlog, Reporter},
+    writing::{News, Waited, Work, Writing},
 };
 use crate::{base_cache::Cache, collective::tcp};
 

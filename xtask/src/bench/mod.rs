@@ -1,11 +1,13 @@
 //! `cargo xtask bench NAME`: a measurement beside its peer and its target, printed and written down.
 
+mod checkpoint;
 mod classification;
 mod engine;
 mod instruct;
 mod peer;
 mod quality;
 mod record;
+mod recovery;
 mod row;
 mod service;
 mod smollm2;
@@ -40,8 +42,12 @@ enum Bench {
     Classification,
     /// Evaluation losses of a real instruct model, beside transformers with PEFT.
     Instruct,
+    /// What writing checkpoints beside training costs the steps.
+    Checkpoint,
     /// Memory of an idle coordinator, and the time from submitting a job to its first step.
     Service,
+    /// How long a gang stands still when a member dies, and how soon a newcomer trains.
+    Recovery,
 }
 
 impl Bench {
@@ -51,7 +57,9 @@ impl Bench {
             Self::Quality => "quality",
             Self::Classification => "classification",
             Self::Instruct => "instruct",
+            Self::Checkpoint => "checkpoint",
             Self::Service => "service",
+            Self::Recovery => "recovery",
         }
     }
 }
@@ -69,9 +77,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             prerequisites::postgres()?;
             instruct::run()?
         }
+        Bench::Checkpoint => checkpoint::run()?,
         Bench::Service => {
             prerequisites::postgres()?;
             service::run()?
+        }
+        Bench::Recovery => {
+            prerequisites::postgres()?;
+            recovery::run()?
         }
     };
     if args.json {

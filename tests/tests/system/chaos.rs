@@ -1,0 +1,30 @@
+//! The fault suite, for a moment: two runs of a fixed seed; `cargo xtask chaos` goes on from there.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use lorafleet_tests::chaos::{
+    kind::Kind,
+    suite::{Options, suite},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_come_to_the_same_whatever_is_killed() -> Result<()> {
+    let options = Options {
+        seed: 2,
+        time: Duration::from_secs(60),
+        runs: 2,
+        only: vec![Kind::KillWorker, Kind::KillAll, Kind::KillCoordinator, Kind::RestartPostgres],
+        defect: None,
+        stop_at_violation: true,
+    };
+    let mut story = String::new();
+    let tally = suite(&options, &mut |line| {
+        story += line;
+        story.push('\n');
+    })
+    .await?;
+    assert_eq!(tally.violations, 0, "{story}");
+    assert!(tally.kinds.values().any(|count| count.effective > 0), "no fault had an effect\n{story}");
+    Ok(())
+}
