@@ -115,38 +115,28 @@ impl<'a> Checkpoints<'a> {
     ///
     /// # Errors
     /// It is not whole after this time, which an event has said; or the run was told to stop.
-    pub fn write_final(&mut self, state: Frozen, patience: Duration) -> Result<Checkpoint, End> {
-        self.write(state, true, patience)
+    pub fn write_final(&mut self, state: Frozen, limit: Duration) -> Result<Checkpoint, End> {
+        self.write(state, true, limit)
     }
 
     /// Waits for the one under way, so that a member that leaves has reported it.
     pub fn settle(&mut self) {
-        let Some(writing) = &self.under_way else { return };
-        if writing.wait(PATIENCE) != Waited::Done {
-            warn!(step = writing.step(), "left while a checkpoint was on its way");
+        match self.under_way.as_ref().map_or(Waited::Done, |writing| writing.wait(PATIENCE)) {
+            Waited::Done => self.under_way = None,
+            how => warn!(?how, "left while a checkpoint was on its way"),
         }
     }
 
     /// Tries until it is whole, the run is stopped, or time is up.
-    fn write(&mut self, state: Frozen, is_final: bool, patience: Duration) -> Result<Checkpoint, End> {
-        let step = state.step();
-        self.attempt(state, is_final, patience)?
-            .map_err(|why| End::lost(format!("the checkpoint of step {step} was not written: {why}")))
-    }
-
-    /// Tries to write a checkpoint for so long, and waits for it. Inside: why the store did not take it in that time.
-    fn attempt(
-        &mut self,
-        state: Frozen,
-        is_final: bool,
-        patience: Duration,
-    ) -> Result<Result<Checkpoint, String>, End> {
-        let deadline = Instant::now() + patience;
+    fn write(&mut self, state: Frozen, is_final: bool, limit: Duration) -> Result<Checkpoint, End> {
+        let deadline = Instant::now() + limit;
+        let lost =
+            |step: u64, why: &str| End::lost(format!("the checkpoint of step {step} was not written: {why}"));
         // One at a time also here; what is on its way ends by itself.
         while self.make_way(2 * LOOK, state.step()) == Waited::Working {
             self.run.check()?;
             if Instant::now() >= deadline {
-                return Ok(Err("the one before it is still on its way".to_owned()));
+                return Err(lost(state.step(), "the one before it is still on its way"));
             }
         }
         let work = self.work(state, is_final);
@@ -163,9 +153,11 @@ impl<'a> Checkpoints<'a> {
                 None => return Err(End::Stopped),
                 Some(Ok(Ok(checkpoint))) => {
                     written(&checkpoint, started.elapsed());
-                    return Ok(Ok(checkpoint));
+                    return Ok(checkpoint);
                 }
-                Some(Ok(Err(error))) if writing::is_hopeless(&error) => return Ok(Err(error.to_string())),
+                Some(Ok(Err(error))) if writing::is_hopeless(&error) => {
+                    return Err(lost(work.draft.step, &error.to_string()));
+                }
                 Some(Ok(Err(error))) => error.to_string(),
                 Some(Err(_)) => "the store is too slow".to_owned(),
             };
@@ -173,7 +165,7 @@ impl<'a> Checkpoints<'a> {
             warn!(message);
             self.run.reporter.own_event("checkpoint-waits", &message);
             if Instant::now() >= deadline {
-                return Ok(Err(error));
+                return Err(lost(work.draft.step, &error));
             }
             if self.run.control.wait_stop(pauses.pause()) {
                 return Err(End::Stopped);
@@ -207,7 +199,9 @@ impl<'a> Checkpoints<'a> {
     }
 
     fn work(&self, state: Frozen, is_final: bool) -> Work {
-        let draft = Draft { step: state.step(), fence: self.run.fence(), is_final, ..self.draft.clone() };
+        // Of the generation that the member is in; one on its way keeps its own.
+        let fence = self.run.fence();
+        let draft = Draft { step: state.step(), fence, is_final, ..self.draft.clone() };
         Work { store: self.run.store.clone(), draft, state, more: self.more.clone() }
     }
 
