@@ -89,7 +89,7 @@ pub async fn expire(tx: &mut PgConnection, job: JobId) -> Result<Vec<String>, Db
     let expired = sqlx::query_scalar!(
         "with rule as (
            select greatest(coalesce((spec->'checkpoint'->>'keep')::int, 1), 1) as keep,
-                  coalesce((spec->'checkpoint'->>'keep_every')::bigint, 0) as keep_every
+                  coalesce((spec->'checkpoint'->>'keepEvery')::bigint, 0) as keep_every
            from jobs where job_id = $1
          ), passing as (
            select c.name, row_number() over (order by c.step desc, c.attempt desc, c.generation desc) as age

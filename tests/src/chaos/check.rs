@@ -113,30 +113,41 @@ fn other_losses(record: &Record, undisturbed: &Undisturbed) -> Option<String> {
 }
 
 /// How many steps a later generation of the same attempt computed again, and where that was more than the one in
-/// flight.
+/// flight. A generation of which nobody was there before begins where a checkpoint or the beginning is.
 fn computed_again(record: &Record) -> (u64, Vec<String>) {
     let (mut count, mut mistakes) = (0, Vec::new());
-    let mut last: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-    for ((attempt, generation), steps) in record.steps_by_generation() {
-        let Some((&from, &to)) = steps.keys().next().zip(steps.keys().next_back()) else { continue };
-        if let Some((earlier, done)) = last.get(&attempt).copied()
-            && from <= done
-        {
-            count += done - from + 1;
-            if from < done {
-                mistakes.push(format!(
-                    "attempt {attempt}: generation {generation} computed step {from}, generation {earlier} had \
-                     finished step {done}"
-                ));
-            }
+    let generations: Vec<_> = record.steps_by_generation().into_iter().collect();
+    for (place, ((attempt, generation), steps)) in generations.iter().enumerate() {
+        let Some(&from) = steps.keys().next() else { continue };
+        let before = generations[..place].iter().filter(|((a, _), _)| a == attempt);
+        let Some(done) = before.filter_map(|(_, steps)| steps.keys().next_back()).max().copied() else {
+            continue;
+        };
+        if from > done {
+            continue;
         }
-        let highest = last.get(&attempt).map_or(to, |(_, done)| to.max(*done));
-        last.insert(attempt, (generation, highest));
+        if from == done {
+            count += 1;
+        } else if let Some(survivor) = survivor(record, *attempt, *generation) {
+            count += done - from + 1;
+            mistakes.push(format!(
+                "attempt {attempt}: generation {generation} computed step {from} though step {done} had been finished, \
+                 and {survivor} lived"
+            ));
+        }
     }
-    for done in twice(record) {
-        mistakes.push(done);
-    }
+    mistakes.extend(twice(record));
     (count, mistakes)
+}
+
+/// A member of the generation that had finished steps in an earlier one of the attempt.
+fn survivor(record: &Record, attempt: u64, generation: u64) -> Option<&str> {
+    let members = |of: &dyn Fn(u64) -> bool| -> BTreeSet<&str> {
+        let these = record.finished.iter().filter(|d| d.attempt == attempt && of(d.generation));
+        these.map(|d| d.worker.as_str()).collect()
+    };
+    let (old, new) = (members(&|g| g < generation), members(&|g| g == generation));
+    old.intersection(&new).next().copied()
 }
 
 /// Steps that one member finished twice.
@@ -146,25 +157,16 @@ fn twice(record: &Record) -> Vec<String> {
     again.map(|d| format!("{} finished step {} of attempt {} twice", d.worker, d.step, d.attempt)).collect()
 }
 
-/// How often a checkpoint was read, and where a member of the generation before still lived.
+/// How often a checkpoint was read, and where a member of a generation before still lived.
 fn checkpoint_reads(record: &Record) -> (u64, Vec<String>) {
     let resumed = record.events.iter().filter(|event| event.kind == "resumed");
     let (mut count, mut mistakes) = (0, Vec::new());
-    let trained: BTreeMap<_, _> = record.steps_by_generation().into_iter().collect();
     for event in resumed {
         count += 1;
         let (attempt, generation) = (u64::from(event.attempt), u64::from(event.generation));
-        let members = |of: &dyn Fn(u64) -> bool| -> BTreeSet<&str> {
-            let these = record.finished.iter().filter(|d| d.attempt == attempt && of(d.generation));
-            these.map(|d| d.worker.as_str()).collect()
-        };
-        let before = trained.keys().rfind(|(a, g)| *a == attempt && *g < generation);
-        let Some((_, before)) = before.copied() else { continue };
-        let (old, new) = (members(&|g| g == before), members(&|g| g == generation));
-        if let Some(survivor) = old.intersection(&new).next() {
+        if let Some(survivor) = survivor(record, attempt, generation) {
             mistakes.push(format!(
-                "attempt {attempt}: generation {generation} read a checkpoint though {survivor} of generation \
-                 {before} lived: {}",
+                "attempt {attempt}: generation {generation} read a checkpoint though {survivor} lived: {}",
                 event.message
             ));
         }
@@ -247,6 +249,10 @@ mod tests {
         assert_eq!(broken(|r| r.job.state = pb::JobState::Failed as i32), [Rule::EndsWell]);
         assert_eq!(broken(|r| r.events[3].kind = "queued".into()), [Rule::EndsWell, Rule::LegalHistory]);
         assert_eq!(broken(|r| r.finished.extend(steps(1, 2, "c", 1..=1))), [Rule::NothingAgain]);
+        let nobody_lived = |r: &mut Record| {
+            r.finished.extend(steps(1, 3, "c", 1..=4));
+        };
+        assert_eq!(broken(nobody_lived), []);
         assert_eq!(
             broken(|r| r.finished.extend(steps(1, 2, "b", 2..=2))),
             [Rule::NothingAgain, Rule::NothingAgain]
