@@ -136,6 +136,9 @@ fn computed_again(record: &Record) -> (u64, Vec<String>) {
             ));
         }
     }
+    if record.adapter_sha256.is_some() && record.finished.is_empty() {
+        mistakes.push("no worker's log says which steps were finished: nothing was counted".into());
+    }
     mistakes.extend(twice(record));
     (count, mistakes)
 }

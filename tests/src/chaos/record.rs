@@ -96,11 +96,13 @@ impl Record {
 
 /// The lines of a worker's log that say that a step of the job is finished.
 pub fn finished_steps(worker: &str, log: &str, job: &str) -> Vec<FinishedStep> {
+    // Workers whose fence lasts for the whole run say it when they report the step.
+    let said = if log.contains("\"step finished\"") { "step finished" } else { "step" };
     let line = |line: &str| {
         let line: Value = serde_json::from_str(line).ok()?;
         let span = &line["span"];
         let field = |name: &str| line[name].as_u64().or_else(|| span[name].as_u64());
-        let is_step = line["message"] == "step" && span["job"] == job;
+        let is_step = line["message"] == said && span["job"] == job;
         is_step.then_some(())?;
         Some(FinishedStep {
             attempt: field("attempt")?,
@@ -109,7 +111,7 @@ pub fn finished_steps(worker: &str, log: &str, job: &str) -> Vec<FinishedStep> {
             worker: worker.to_owned(),
         })
     };
-    log.lines().filter(|text| text.contains("\"step\"")).filter_map(line).collect()
+    log.lines().filter(|text| text.contains("\"step")).filter_map(line).collect()
 }
 
 #[cfg(test)]
@@ -120,9 +122,9 @@ mod tests {
     fn finished_steps_are_read_from_a_log() {
         let log = concat!(
             "failpoint mid-reduction at step 2: Kill\n",
-            r#"{"level":"DEBUG","step":3,"loss":1.5,"message":"step","span":{"job":"jobs/a","attempt":1,"generation":2}}"#,
+            r#"{"level":"DEBUG","step":3,"loss":1.5,"message":"step finished","span":{"job":"jobs/a","attempt":1,"generation":2}}"#,
             "\n",
-            r#"{"level":"DEBUG","step":3,"message":"step","span":{"job":"jobs/b","attempt":1,"generation":2}}"#,
+            r#"{"level":"DEBUG","step":3,"message":"step finished","span":{"job":"jobs/b","attempt":1,"generation":2}}"#,
             "\n",
             r#"{"level":"INFO","step":5,"message":"resumed","span":{"job":"jobs/a","attempt":1,"generation":2}}"#,
         );
