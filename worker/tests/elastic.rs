@@ -135,6 +135,40 @@ async fn a_gang_that_leaves_whole_writes_a_checkpoint_and_resumes() {
     });
 }
 
+/// A member that is put out ends alone; the others were told nothing of a breakage by themselves, and go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_stopped_leaves_the_others_whole() {
+    let fleet = Fleet::start().await;
+    let spec = fleet.spec(8);
+    blocking(|| {
+        let (undisturbed, _) = train(&fleet, &spec, 1, &[], &[]).adapter();
+        let deeds = [deed(1, 3, What::Stop(2)), deed(3, 5, What::Regroup)];
+        let traces = train(&fleet, &spec, 3, &[], &deeds);
+        assert_eq!(traces.adapter(), (undisturbed, 2));
+        assert!(matches!(traces.places[&2].outcome, Some(Outcome::Stopped(_))));
+        traces.assert_nothing_lost(8);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_member_without_the_coordinator_writes_a_checkpoint_and_gives_up() {
+    let fleet = Fleet::start().await;
+    let mut spec = fleet.spec(8);
+    spec.checkpoint.as_mut().unwrap().every = 100;
+    blocking(|| {
+        let (undisturbed, _) = train(&fleet, &spec, 1, &[], &[]).adapter();
+        let traces = train(&fleet, &spec, 2, &[(2, Bomb::Point(4))], &[deed(1, 2, What::Away)]);
+        let alone = &traces.places[&1];
+        assert!(matches!(&alone.outcome, Some(Outcome::Lost(lost)) if lost.message.contains("coordinator")));
+        let [checkpoint] = alone.checkpoints.as_slice() else { panic!("{:?}", alone.checkpoints) };
+        assert!(checkpoint.step >= 3, "{checkpoint:?}");
+        let mut gang = Gang::new(&fleet, &spec, 1000, &alone.checkpoints);
+        (0..2).for_each(|_| gang.place(None));
+        let traces = Traces { places: gang.run(&[]), generations: 1 };
+        assert_eq!(traces.adapter(), (undisturbed, 2));
+    });
+}
+
 /// As many jobs as there are ways to cut a step; each on several sizes, with a death.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_adapter_for_every_kind_of_job() {

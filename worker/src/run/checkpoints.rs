@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LET_GO: Duration = Duration::from_secs(2);
 /// How long the last checkpoint of a run is tried.
 const LAST: Duration = Duration::from_secs(3600);
+/// How long a member that leaves waits for its checkpoint.
+const SETTLE: Duration = Duration::from_secs(3);
 /// A run that is told to stop while it waits for the store notices within this time.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -119,9 +121,10 @@ impl<'a> Checkpoints<'a> {
         self.write(state, true, limit)
     }
 
-    /// Waits for the one under way, so that a member that leaves has reported it.
+    /// Waits for the one under way, so that a member that leaves has reported it; not for long, since the gang waits for
+    /// its end.
     pub fn settle(&mut self) {
-        match self.under_way.as_ref().map_or(Waited::Done, |writing| writing.wait(PATIENCE)) {
+        match self.under_way.as_ref().map_or(Waited::Done, |writing| writing.wait(SETTLE)) {
             Waited::Done => self.under_way = None,
             how => warn!(?how, "left while a checkpoint was on its way"),
         }

@@ -192,10 +192,12 @@ impl RunControl {
         state.fence == *fence && !std::mem::replace(&mut state.parted, true)
     }
 
-    /// Waits for the beginning of a generation after this one, without limit while the coordinator is there.
+    /// Waits for the beginning of a generation after this one, without limit while the coordinator is there; without it
+    /// for this long.
     ///
     /// Before the first (`after` is 0) there is no state that could be lost, so a leave ends the wait.
     pub(crate) fn wait_begin(&self, after: u32, alone_limit: Duration) -> Result<pb::Begin, Interrupt> {
+        let waiting = Instant::now();
         let mut state = self.lock();
         loop {
             if state.stop.is_some() {
@@ -209,7 +211,7 @@ impl RunControl {
                 return Err(Interrupt::Leave);
             }
             let limit = if leaving { alone_limit.min(LEAVING_ALONE) } else { alone_limit };
-            if state.alone_since.is_some_and(|since| since.elapsed() >= limit) {
+            if state.alone_since.is_some_and(|since| since.max(waiting).elapsed() >= limit) {
                 return Err(Interrupt::Alone);
             }
             let waited = self.changed.wait_timeout(state, LOOK);

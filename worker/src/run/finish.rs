@@ -111,7 +111,9 @@ impl Training<'_, '_> {
         };
         let started = Instant::now();
         let state = self.member.trainer.freeze();
-        let checkpoint = match self.member.checkpoints.write_final(state, ROUND) {
+        // The others wait, and must not take the writer for stuck.
+        let round = ROUND.min(self.member.run.workshop.tcp.read / 2);
+        let checkpoint = match self.member.checkpoints.write_final(state, round) {
             Ok(checkpoint) => checkpoint,
             Err(End::Lost(why)) => {
                 *answers = Some(answered);

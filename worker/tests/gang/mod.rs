@@ -59,6 +59,10 @@ pub enum What {
     LeaveAll,
     /// The gang regroups as it is.
     Regroup,
+    /// That place is told to stop.
+    Stop(u32),
+    /// The coordinator goes away for good.
+    Away,
 }
 
 /// What a place has said.
@@ -193,6 +197,7 @@ pub struct Gang<'a> {
     live: BTreeSet<u32>,
     ready: BTreeSet<u32>,
     parted: BTreeSet<u32>,
+    away: bool,
 }
 
 impl<'a> Gang<'a> {
@@ -211,6 +216,7 @@ impl<'a> Gang<'a> {
             live: BTreeSet::new(),
             ready: BTreeSet::new(),
             parted: BTreeSet::new(),
+            away: false,
         }
     }
 
@@ -273,11 +279,6 @@ impl<'a> Gang<'a> {
         self.places.insert(place, Place { control, address, trace });
     }
 
-    /// The coordinator away, or back, as that place sees it.
-    pub fn connected(&self, place: u32, connected: bool) {
-        self.places[&place].control.set_connected(connected);
-    }
-
     /// Runs the gang until every place has ended, doing what the test wants; returns what each place leaves behind.
     pub fn run(&mut self, deeds: &[Deed]) -> BTreeMap<u32, Trace> {
         let mut deeds = deeds.to_vec();
@@ -327,6 +328,11 @@ impl<'a> Gang<'a> {
             What::Leave(place) => self.places[&place].control.leave(),
             What::LeaveAll => self.live.iter().for_each(|place| self.places[place].control.leave()),
             What::Regroup => self.regroup(),
+            What::Stop(place) => self.places[&place].control.stop(pb::StopReason::Expelled),
+            What::Away => {
+                self.away = true;
+                self.places.values().for_each(|place| place.control.set_connected(false));
+            }
         }
     }
 
@@ -344,7 +350,7 @@ impl<'a> Gang<'a> {
             true => self.live.iter().any(|place| !self.ready.contains(place)),
             false => survivors.iter().any(|place| !self.parted.contains(place)),
         };
-        if waits || self.live.is_empty() {
+        if waits || self.away || self.live.is_empty() {
             return;
         }
         let newcomers = self.ready.iter().copied().filter(|place| !self.members.contains(place));
