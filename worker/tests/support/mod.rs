@@ -176,9 +176,11 @@ fn ack(up: &Up) -> Option<Down> {
             sequence: 0,
             keys: vec![report.key],
         }),
-        Up::Finished(finished) => {
-            Down::FinishedAck(pb::FinishedAck { job: finished.job, fence: finished.fence, place: 0 })
-        }
+        Up::Finished(finished) => Down::FinishedAck(pb::FinishedAck {
+            job: finished.job,
+            fence: finished.fence,
+            place: finished.place,
+        }),
         Up::Heartbeat(_) | Up::Ready(_) | Up::Parted(_) => return None,
     })
 }
