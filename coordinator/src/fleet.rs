@@ -186,12 +186,14 @@ pub async fn set_draining(pool: &PgPool, worker: WorkerId, draining: bool) -> Re
     Ok(())
 }
 
-/// The workers that take work, in order of registration, with their free slots.
+/// The workers that take work, in order of registration, with their free slots. One whose connection closed is most
+/// likely dead: it gets nothing before it is heard of again.
 pub async fn free(pool: &PgPool) -> Result<Vec<scheduler::Worker>, DbError> {
     let rows = sqlx::query!(
         r#"select w.worker_id, w.kind, w.slots,
                   array(select m.slot from places m where m.worker_id = w.worker_id and m.live) as "taken!"
-           from workers w where w.state = 'LIVE' and not w.draining order by w.number"#
+           from workers w join worker_leases l on l.worker_id = w.worker_id and not l.closed
+           where w.state = 'LIVE' and not w.draining order by w.number"#
     )
     .fetch_all(pool)
     .await?;
