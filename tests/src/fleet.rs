@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Generous: the tests share two cores with each other.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How a fleet is laid out.
 #[derive(Clone, Copy, Debug, Default)]

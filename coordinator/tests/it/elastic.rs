@@ -299,7 +299,8 @@ async fn a_checkpoint_of_an_earlier_generation_counts_while_its_writer_holds_its
         Up::CheckpointWritten(pb::CheckpointWritten { job, fence, checkpoint })
     };
     second.worker.send(write(&old_second, 30)).await;
-    second.worker.stopped().await;
+    // Its last word once more is acknowledged when all before it was taken in.
+    second.worker.finish(&old_second, stopped()).await;
     let steps: Vec<u64> = coordinator.checkpoints(&job).await.iter().map(|c| c.step).collect();
     assert_eq!(steps, [20]);
 }
