@@ -23,6 +23,9 @@ pub const OUTBOX: usize = 64;
 /// Changes that wait for a watcher; one that falls behind looks at its job anyway.
 const CHANGES: usize = 1024;
 
+/// No gang waits for its members this long; what is older belongs to a job that has ended.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 /// What goes to a worker.
 pub type Outbound = Result<pb::CoordinatorMessage, Status>;
 
@@ -147,6 +150,7 @@ impl Hub {
     pub fn waited(&self, job: JobId, fence: &Fence) -> Duration {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
+        waiting.retain(|_, (_, since)| now.duration_since(*since) < LONGEST_WAIT);
         let entry = waiting.entry(job).or_insert_with(|| (fence.clone(), now));
         if entry.0 != *fence {
             *entry = (fence.clone(), now);
