@@ -102,9 +102,10 @@ fn failpoints(plan: &Plan, number: u32) -> Option<String> {
         let Kind::Failpoint(point) = fault.kind else { return None };
         let meant = fault.target % u64::from(plan.workers) == u64::from(number);
         let chosen = match point {
+            // Only the member that gives its state comes there. The next one to give it dies, too, until a newcomer is
+            // left alone with what it has.
+            Point::MidBroadcast => true,
             _ if point.is_checkpoints() => true,
-            // Only the member that gives its state comes there: all but one may do so.
-            Point::MidBroadcast => !meant,
             _ => meant,
         };
         chosen.then(|| format!("{}{}=kill", point.name(), at(point, fault)))
@@ -118,7 +119,7 @@ fn at(point: Point, fault: &Fault) -> String {
     match point {
         Point::MidReduction | Point::BetweenReductionAndUpdate => format!("@{}", fault.at_step + 1),
         // Counted in operations of the generation: the exchange of positions, then the state's parts.
-        Point::MidBroadcast => format!("@{}", 2 + (fault.target >> 8) % 5),
+        Point::MidBroadcast => format!("@{}", 3 + (fault.target >> 8) % 3),
         _ if point.is_checkpoints() => format!("@{}", fault.at_step.next_multiple_of(CHECKPOINT_EVERY)),
         _ => String::new(),
     }
