@@ -48,6 +48,8 @@ pub struct Seat {
     pub standing: Standing,
     /// What is known of its holder's stream.
     pub stream: Stream,
+    /// The last step that it said it finished; without one nothing is lost with it.
+    pub step: u64,
 }
 
 /// What a place's holder does.
@@ -196,7 +198,7 @@ fn training(view: &View) -> Decision {
         match &seat.standing {
             Standing::Ended(_) => {}
             Standing::Parted(suspicions) => {
-                rest.push(Parted { index: *index, place: seat.place, suspicions })
+                rest.push(Parted { index: *index, place: seat.place, step: seat.step, suspicions })
             }
             Standing::Loading | Standing::Ready => {
                 let (grace, why) = grace(*index, seat.stream, &members, majority);
@@ -253,11 +255,13 @@ fn grace(index: u32, stream: Stream, members: &[(u32, &Seat)], majority: bool) -
 struct Parted<'a> {
     index: u32,
     place: PlaceNo,
+    step: u64,
     suspicions: &'a [Suspicion],
 }
 
-/// Takes members out until no two are left that cannot reach each other: the one with fewer good links goes, then the
-/// one that is rather accused than accuses, then the higher index.
+/// Takes members out until no two are left that cannot reach each other: one without a finished step goes before those
+/// that have one, for they hold what would be lost; then the one with fewer good links, then the one that is rather
+/// accused than accuses, then the higher index.
 fn cut_bad_links(rest: &mut Vec<Parted<'_>>, progressed: bool) -> Vec<Removal> {
     let mut removed = Vec::new();
     loop {
@@ -272,6 +276,7 @@ fn cut_bad_links(rest: &mut Vec<Parted<'_>>, progressed: bool) -> Vec<Removal> {
                 })
                 .count();
             let standoff = Standoff {
+                has_steps: member.step > 0,
                 good,
                 accuses_less_accused: signed(accuses) - signed(accused),
                 index: member.index,
@@ -301,6 +306,7 @@ fn has_evidence(from: &Parted<'_>, about: &Parted<'_>, progressed: bool) -> bool
 /// How a member stands among those that cannot all reach each other.
 #[derive(Clone, Copy, Debug)]
 struct Standoff {
+    has_steps: bool,
     good: usize,
     accuses_less_accused: i64,
     index: u32,
@@ -308,7 +314,7 @@ struct Standoff {
 
 impl Standoff {
     fn goes_before(&self, other: &Self) -> bool {
-        let key = |s: &Self| (s.good, s.accuses_less_accused, std::cmp::Reverse(s.index));
+        let key = |s: &Self| (s.has_steps, s.good, s.accuses_less_accused, std::cmp::Reverse(s.index));
         key(self) < key(other)
     }
 }

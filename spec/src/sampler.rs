@@ -219,7 +219,11 @@ mod tests {
         assert_eq!(shares(&[10; 6], &[100, 109]), [[0, 2, 4], [1, 3, 5]], "within a tenth: in turn");
         assert_eq!(shares(&[10; 6], &[100, 210]), [vec![2, 5], vec![0, 1, 3, 4]]);
         assert_eq!(shares(&[10; 4], &[1, 1000]), [vec![], vec![0, 1, 2, 3]], "nobody waits for a snail");
-        assert_eq!(shares(&[9, 1, 1, 1, 9], &[0, 0]), [vec![0, 1, 3], vec![2, 4]], "by tokens, not by number");
+        assert_eq!(
+            shares(&[9, 1, 1, 1, 9], &[0, 0]),
+            [vec![0, 1, 3], vec![2, 4]],
+            "by tokens, not by number"
+        );
         // A newcomer counts as middling: it is given work, and so is measured.
         assert_eq!(shares(&[10; 3], &[100, 400, 0]), [vec![], vec![0, 2], vec![1]]);
         assert_eq!(share_by_speed(&[1], &[], 0), Vec::<usize>::new());

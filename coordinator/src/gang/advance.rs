@@ -129,7 +129,8 @@ fn seat(place: &Place, hub: &Hub) -> Seat {
     } else {
         Stream::Unknown
     };
-    Seat { place: place.place, index: place.index, standing, stream }
+    let step = place.parted.as_ref().map_or(0, |parted| parted.step);
+    Seat { place: place.place, index: place.index, standing, stream, step }
 }
 
 /// What a member says against others; what it says about itself says nothing.

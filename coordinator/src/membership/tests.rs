@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn seat(place: u32, standing: Standing) -> Seat {
-    Seat { place: PlaceNo(place), index: Some(place - 1), standing, stream: Stream::Open }
+    Seat { place: PlaceNo(place), index: Some(place - 1), standing, stream: Stream::Open, step: 7 }
 }
 
 fn newcomer(place: u32, standing: Standing) -> Seat {
@@ -90,6 +90,17 @@ fn a_majority_need_not_wait_long_for_the_silent() {
     let all = gang(vec![seat(1, silent()), seat(2, silent()), seat(3, Standing::Ready)]);
     assert_eq!(decide(&all), Decision::Wait { again: Some(MAJORITY_GRACE), regroup: false });
     assert_eq!(opened(after(&all, MAJORITY_GRACE)).0, [1, 2]);
+}
+
+#[test]
+fn what_a_member_holds_counts_more_than_its_links() {
+    let silent = |other| parted(&[(other, Evidence::Silent)]);
+    let new = |place, other| Seat { step: 0, ..seat(place, silent(other)) };
+    // Place 1 alone has finished steps; those that joined a moment ago cannot reach it, but each other.
+    let gang = gang(vec![seat(1, silent(1)), new(2, 0), new(3, 0)]);
+    let (members, removed) = opened(decide(&gang));
+    assert_eq!(members, [1]);
+    assert_eq!(removed.iter().map(|(place, _)| *place).collect::<BTreeSet<_>>(), BTreeSet::from([2, 3]));
 }
 
 #[test]

@@ -113,7 +113,7 @@ async fn a_terminated_member_leaves_and_the_others_go_on() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_member_is_expelled_and_comes_back_as_new() -> Result<()> {
-    let long = JobFile { steps: 400, ..job("", (1, 1)) };
+    let long = JobFile { steps: 160, ..job("", (1, 1)) };
     let mut bed = Bed::new(long.clone()).await?;
     bed.fleet.start_worker("b", 1)?;
     let name = bed.fleet.submit(&JobFile { name: "frozen", workers: (2, 2), ..long })?;

@@ -38,6 +38,8 @@ struct State {
     fence: pb::Fence,
     /// Its end has been told, or need not be.
     parted: bool,
+    /// Its collective does not stand yet.
+    joining: bool,
     /// Ends its collective.
     abort: Abort,
 }
@@ -64,6 +66,7 @@ impl RunControl {
                 alone_since: None,
                 fence,
                 parted: false,
+                joining: false,
                 abort: Abort::new(),
             }),
             changed: Condvar::new(),
@@ -93,9 +96,18 @@ impl RunControl {
         old.abort(&format!("generation {generation} begins"));
     }
 
-    /// That generation is to part at its next step boundary.
+    /// That generation is to part at its next step boundary; at once while it is being joined, for it may wait for a
+    /// peer that never comes.
     pub fn regroup(&self, fence: pb::Fence) {
-        self.lock().regroup = Some(fence);
+        let joining = {
+            let mut state = self.lock();
+            let joining = state.joining && state.fence == fence;
+            state.regroup = Some(fence);
+            joining.then(|| state.abort.clone())
+        };
+        if let Some(abort) = joining {
+            abort.abort("told to regroup while its members were still joining");
+        }
     }
 
     /// The place is given back: at the next step boundary, or at once while it loads.
@@ -171,6 +183,7 @@ impl RunControl {
         let ended = {
             let mut state = self.lock();
             state.abort = abort.clone();
+            state.joining = true;
             let newer = state.begin.as_ref().map(generation).filter(|newest| *newest > fence.generation);
             state.fence = fence;
             let reason = match (state.stop, newer) {
@@ -184,6 +197,14 @@ impl RunControl {
             abort.abort(&reason);
         }
         abort
+    }
+
+    /// The collective of that generation stands.
+    pub(crate) fn joined(&self, fence: &pb::Fence) {
+        let mut state = self.lock();
+        if state.fence == *fence {
+            state.joining = false;
+        }
     }
 
     /// Claims the end of that generation: true for the first who does, and who therefore says how it ended.

@@ -61,6 +61,7 @@ impl Run {
             Ok(collective) => collective,
             Err(error) => return Err(self.halt(&abort, fence, error.into())),
         };
+        self.control.joined(fence);
         let course = Training::new(member, generation, &mut *collective).course();
         match course {
             // A breakage that was told first stands, and the result is made again: the gang was told to go on.

@@ -95,6 +95,7 @@ impl Training<'_, '_> {
         check_hashes(step, &told)?;
         let report = self.member.trainer.finish_step()?;
         self.member.run.control.set_step(step);
+        debug!(generation = self.generation.fence.generation, step, "step finished");
         self.member.holds = Holds::Unrecorded(Box::new(self.point(&report, started.elapsed(), reduce)));
         for straggler in self.pace.take(&told.speeds) {
             self.tell_straggler(step, straggler);
