@@ -15,6 +15,7 @@ pub mod leader;
 pub mod membership;
 pub mod scheduler;
 pub mod silence;
+pub mod stillness;
 
 mod check;
 mod checkpoints;
@@ -31,7 +32,6 @@ mod metrics;
 mod points;
 mod queue;
 mod run;
-mod stillness;
 mod sweeper;
 mod watch;
 
