@@ -8,6 +8,7 @@ use std::{
 };
 
 use lorafleet_coordinator::{
+    bars::Bars,
     ids::{Fence, PlaceNo, RunId, WorkerId},
     job::{Cause, JobState, MemberOutcome, Phase, infrastructure_failures},
     membership::{self, Decision, Seat, Standing, Stream, View, Why},
@@ -38,7 +39,7 @@ pub struct Coordinator {
     idle_since: BTreeMap<usize, Millis>,
     parted_since: BTreeMap<String, Millis>,
     joined: BTreeMap<RunId, Millis>,
-    barred: BTreeMap<(usize, u32), BTreeSet<usize>>,
+    bars: Bars,
 }
 
 /// What a worker's stream shows.
@@ -60,7 +61,7 @@ impl Coordinator {
             idle_since: BTreeMap::new(),
             parted_since: BTreeMap::new(),
             joined: BTreeMap::new(),
-            barred: BTreeMap::new(),
+            bars: Bars::default(),
         }
     }
 
@@ -315,7 +316,6 @@ impl World {
             Decision::Wait { regroup, .. } => return regroup,
             Decision::Open { members, removed } => {
                 self.note(|| format!("job {number} opens with {members:?}, without {removed:?}"));
-                let attempt = self.db.jobs[number].fence.attempt;
                 for removal in removed {
                     let dead = matches!(
                         removal.why,
@@ -326,10 +326,6 @@ impl World {
                             }
                     );
                     let outcome = if dead { MemberOutcome::Lost } else { MemberOutcome::Expelled };
-                    let process = self.db.jobs[number].place(removal.place).map(|p| p.process);
-                    if let (false, Some(process)) = (dead, process) {
-                        self.coordinator.barred.entry((number, attempt)).or_default().insert(process);
-                    }
                     self.commit(|db| {
                         if let Some(place) = db.jobs[number].place(removal.place) {
                             place.outcome = Some(outcome);
@@ -450,10 +446,9 @@ impl Coordinator {
         }
     }
 
-    fn gang(&self, number: usize, job: &Job, now: Millis) -> scheduler::Gang {
+    fn gang(&self, job: &Job, barred: BTreeSet<WorkerId>, now: Millis) -> scheduler::Gang {
         let seats = job.places.iter().filter(|p| p.outcome.is_none());
         let joined = |p: &Place| self.joined.get(&job.run(p.place)).map(|at| Duration::from_millis(now - at));
-        let barred = self.barred.get(&(number, job.fence.attempt));
         scheduler::Gang {
             job: job.id,
             priority: job.priority,
@@ -473,7 +468,7 @@ impl Coordinator {
                     joined: joined(p),
                 })
                 .collect(),
-            barred: barred.into_iter().flatten().map(|process| worker_id(*process)).collect(),
+            barred,
         }
     }
 }

@@ -83,7 +83,7 @@ fn is_found(defect: Defect, seeds: u64) {
 
 #[test]
 fn fences_that_are_off_are_found() {
-    is_found(Defect::FenceOff, SEEDS);
+    is_found(Defect::FenceOff, 4 * SEEDS);
 }
 
 #[test]

@@ -89,6 +89,19 @@ pub enum Down {
     Unknown,
 }
 
+/// A member's part of a step, with the control words.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Its micro-batches' gradients.
+    pub sum: Sum,
+    /// All should part after this step.
+    pub part: bool,
+    /// It gives its place back after this step.
+    pub leave: bool,
+    /// How fast it is.
+    pub speed: u32,
+}
+
 /// What members say to each other.
 #[derive(Clone, Debug)]
 pub struct Gossip {
@@ -114,7 +127,7 @@ pub enum Words {
     /// The rest of it, and the points that nobody has acknowledged.
     Rest(State, Vec<(u64, u64)>),
     /// My part of a step, with the control words.
-    Share { step: u64, sum: Sum, part: bool, leave: bool },
+    Share { step: u64, share: Share },
     /// I leave this generation's collective: a good-bye.
     Left,
     /// My process is gone: its socket closed.

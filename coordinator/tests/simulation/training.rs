@@ -1,7 +1,7 @@
 //! Exact integer training: what a step does to a state is a function of (job, state, step) alone, so that any lost,
 //! doubled or foreign micro-batch shows in the last hash.
 
-use lorafleet_spec::sampler::{Sampler, cut, share};
+use lorafleet_spec::sampler::{Sampler, cut, share_by_speed};
 
 /// Words of a gradient.
 const WORDS: usize = 3;
@@ -38,7 +38,7 @@ impl Work {
         let mut work = Self { seed, undisturbed: vec![State { step: 0, hash: mix(seed, 0) }] };
         for step in 1..=steps {
             let before = work.undisturbed[step as usize - 1];
-            let sum = add(zero(), work.share(before, 0, 1));
+            let (_, sum) = work.share(before, 0, &[0]);
             work.undisturbed.push(update(before, sum));
         }
         work
@@ -49,24 +49,18 @@ impl Work {
         self.undisturbed.len() as u64 - 1
     }
 
-    /// How many micro-batches a member takes.
-    pub fn load(index: usize, world_size: usize) -> u64 {
-        share(MICRO_BATCHES, index, world_size).len() as u64
-    }
-
-    /// What the member at `index` of `world_size` adds to the step after `state`.
-    pub fn share(&self, state: State, index: usize, world_size: usize) -> Sum {
+    /// The micro-batches of the step after `state` that the member at `index` takes, and what it adds to it.
+    pub fn share(&self, state: State, index: usize, speeds: &[u32]) -> (u64, Sum) {
         let step = state.step + 1;
         let examples = Sampler::new("data", self.seed, EXAMPLES, GLOBAL_BATCH).step(step);
         let lengths: Vec<usize> = examples.iter().map(|example| 1 + (*example as usize * 7) % 23).collect();
         let batches = cut(&lengths, MICRO_BATCHES, None);
-        let mut sum = zero();
-        for mine in share(batches.len(), index, world_size) {
-            for place in &batches[mine] {
-                sum = add(sum, gradient(state.hash, step, examples[*place]));
-            }
-        }
-        sum
+        let tokens = |batch: &Vec<usize>| batch.iter().map(|place| lengths[*place] as u64).sum();
+        let costs: Vec<u64> = batches.iter().map(tokens).collect();
+        let mine = share_by_speed(&costs, speeds, index);
+        let places = mine.iter().flat_map(|batch| &batches[*batch]);
+        let sum = places.fold(zero(), |sum, place| add(sum, gradient(state.hash, step, examples[*place])));
+        (mine.len() as u64, sum)
     }
 }
 

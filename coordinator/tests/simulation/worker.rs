@@ -10,8 +10,8 @@ use lorafleet_coordinator::{
 };
 
 use crate::{
-    messages::{Down, End, Ended, Gossip, Manifest, Peer, Up, Words},
-    training::{State, Sum},
+    messages::{Down, End, Ended, Gossip, Manifest, Peer, Share, Up, Words},
+    training::State,
     world::{Event, Millis, World},
 };
 
@@ -94,13 +94,15 @@ pub struct Run {
     index: usize,
     resume: Vec<Manifest>,
     half: bool,
-    before: Option<(usize, usize)>,
+    before: Option<(usize, Vec<u32>)>,
     offered: Option<(State, Vec<(u64, u64)>)>,
     regroup: bool,
     leave: bool,
     computing: bool,
     hellos: BTreeMap<(u8, usize), Option<State>>,
-    shares: BTreeMap<(u64, usize), (Sum, bool, bool)>,
+    shares: BTreeMap<(u64, usize), Share>,
+    /// Of each member, as the last step told.
+    speeds: Vec<u32>,
     early: Vec<(usize, Gossip)>,
     heard: Vec<Option<Millis>>,
     entered: Millis,
@@ -149,6 +151,7 @@ impl Run {
             computing: false,
             hellos: BTreeMap::new(),
             shares: BTreeMap::new(),
+            speeds: Vec::new(),
             early: Vec::new(),
             heard: Vec::new(),
             entered: 0,
@@ -271,10 +274,11 @@ impl World {
         }
         let Some(run) = self.run(name) else { return };
         let early = std::mem::take(&mut run.early);
-        run.before = (run.fence.generation > 0).then_some((run.index, run.members.len()));
+        run.before = (run.fence.generation > 0).then(|| (run.index, run.speeds.clone()));
         run.stage = Stage::Entering(0);
         run.fence = fence.clone();
         run.heard = vec![None; members.len()];
+        run.speeds = vec![0; members.len()];
         (run.members, run.index, run.resume) = (members, index, resume);
         (run.half, run.regroup, run.computing, run.offered) = (false, false, false, None);
         (run.entered, run.moved) = (now, now);

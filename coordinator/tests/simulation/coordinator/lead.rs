@@ -6,6 +6,7 @@ use std::{
 };
 
 use lorafleet_coordinator::{
+    bars,
     ids::{Fence, PlaceNo, RunId},
     job::{Cause, JobState, MemberOutcome, Phase},
     scheduler::{self, Times},
@@ -14,7 +15,7 @@ use lorafleet_coordinator::{
 
 use super::{process_of, worker_id};
 use crate::{
-    database::Job,
+    database::{Job, Place},
     messages::Down,
     world::{Millis, World},
 };
@@ -128,6 +129,8 @@ impl World {
         let since = |map: &BTreeMap<usize, Millis>, key: usize| {
             Duration::from_millis(now - map.get(&key).copied().unwrap_or(now))
         };
+        let ended = self.troubled();
+        let mut barred = self.coordinator.bars.at(self.epoch + Duration::from_millis(now), &ended);
         let mut queued = Vec::new();
         let mut gangs = Vec::new();
         for (number, job) in self.db.jobs.iter().enumerate() {
@@ -147,7 +150,7 @@ impl World {
                 self.coordinator.queued_since.remove(&number);
             }
             if job.is_running() {
-                gangs.push(self.coordinator.gang(number, job, now));
+                gangs.push(self.coordinator.gang(job, barred.remove(&job.id).unwrap_or_default(), now));
             }
         }
         let mut fleet = Vec::new();
@@ -173,6 +176,25 @@ impl World {
         for decision in scheduler::schedule(&queued, &gangs, &fleet, TIMES) {
             self.carry_out(decision);
         }
+    }
+
+    /// Places of live attempts that ended because the gang went on without their holders.
+    fn troubled(&self) -> Vec<bars::Ended> {
+        let mut ended = Vec::new();
+        for job in self.db.jobs.iter().filter(|job| job.is_running()) {
+            let expelled = |place: &&Place| place.outcome == Some(MemberOutcome::Expelled);
+            for place in job.places.iter().filter(expelled) {
+                let now = self.workers[self.processes[place.process]].process;
+                ended.push(bars::Ended {
+                    job: job.id,
+                    attempt: job.fence.attempt,
+                    place: place.place.0,
+                    worker: worker_id(now),
+                    how: bars::How::Troubled,
+                });
+            }
+        }
+        ended
     }
 
     fn carry_out(&mut self, decision: scheduler::Decision) {

@@ -7,8 +7,8 @@ use lorafleet_coordinator::{
 
 use super::{Defect, EARLY, EVERY, Stage};
 use crate::{
-    messages::{Ended, Gossip, Words},
-    training::{State, Sum, Work, add, loss, update, zero},
+    messages::{Ended, Gossip, Share, Words},
+    training::{State, add, loss, update, zero},
     world::{Event, World},
 };
 
@@ -58,9 +58,9 @@ impl World {
                 }
             }
             Words::Rest(state, points) => run.offered = Some((state, points)),
-            Words::Share { step, sum, part, leave } => {
+            Words::Share { step, share } => {
                 run.moved = now;
-                run.shares.insert((step, from), (sum, part, leave));
+                run.shares.insert((step, from), share);
             }
             Words::Left => self.part_if_incomplete(name, from, false),
             Words::Closed => self.part_if_incomplete(name, from, true),
@@ -199,40 +199,44 @@ impl World {
 
     fn compute(&mut self, name: usize, step: u64) {
         let worker = &mut self.workers[name];
+        let (process, slow) = (worker.process, worker.slow);
         let Some(run) = &mut worker.run else { return };
+        let Some(whole) = run.whole else { return };
         run.computing = true;
-        let wait = 20 + Work::load(run.index, run.members.len()) * 30 * worker.slow;
-        let (process, job) = (worker.process, run.job);
-        let event =
-            Event::Computed { process, run: run.run, generation: run.fence.generation_id.clone(), step };
+        let job = run.job;
+        let (id, generation) = (run.run, run.fence.generation_id.clone());
+        let (batches, _) = self.works[job].share(whole, run.index, &run.speeds);
         self.check_step(name, job, step);
-        self.after(wait, event);
+        let event = Event::Computed { process, run: id, generation, step };
+        self.after(20 + batches * 30 * slow, event);
     }
 
     /// Its share of a step is there.
     pub fn computed(&mut self, name: usize, id: RunId, generation: &str, step: u64) {
-        let now = self.now;
-        let (works, self_defect) = (self.works.clone(), self.defect);
-        let Some(run) = self.run(name) else { return };
+        let (now, defect) = (self.now, self.defect);
+        let speed = (1_000 / self.workers[name].slow + self.dice.below(80)) as u32;
+        let Some(run) = &self.workers[name].run else { return };
         let same = run.run == id && run.fence.generation_id == generation && run.stage == Stage::Training;
         let Some(whole) = run.whole.filter(|whole| same && whole.step + 1 == step) else { return };
-        let (mut index, mut size) = (run.index, run.members.len());
-        if self_defect == Some(Defect::DealByOldMembership) {
-            (index, size) = run.before.unwrap_or((index, size));
-        }
-        let sum = works[run.job].share(whole, index, size);
-        let (part, leave) = (run.regroup || run.leave, run.leave);
+        let (index, speeds) = match &run.before {
+            Some(before) if defect == Some(Defect::DealByOldMembership) => before.clone(),
+            _ => (run.index, run.speeds.clone()),
+        };
+        let (_, sum) = self.works[run.job].share(whole, index, &speeds);
+        let share = Share { sum, part: run.regroup || run.leave, leave: run.leave, speed };
+        let Some(run) = self.run(name) else { return };
         (run.computing, run.moved) = (false, now);
-        run.shares.insert((step, run.index), (sum, part, leave));
-        self.tell_peers(name, &Words::Share { step, sum, part, leave });
+        run.shares.insert((step, run.index), share);
+        self.tell_peers(name, &Words::Share { step, share });
     }
 
     /// The whole sum of a step is known: it becomes the state.
-    fn reduce(&mut self, name: usize, before: State, shares: &[(Sum, bool, bool)]) {
+    fn reduce(&mut self, name: usize, before: State, shares: &[Share]) {
         let now = self.now;
         let Some(run) = self.run(name) else { return };
-        let after = update(before, shares.iter().fold(zero(), |sum, share| add(sum, share.0)));
+        let after = update(before, shares.iter().fold(zero(), |sum, share| add(sum, share.sum)));
         run.whole = Some(after);
+        run.speeds = shares.iter().map(|share| share.speed).collect();
         run.moved = now;
         run.shares.retain(|(step, _), _| *step > after.step);
         run.points.insert(after.step, (loss(after), now));
@@ -241,11 +245,11 @@ impl World {
         if after.step % EVERY == 0 && index == 0 {
             self.put(name);
         }
-        let parts = shares.iter().any(|(_, part, _)| *part);
-        if shares.iter().all(|(_, _, leave)| *leave) && index == 0 {
+        let parts = shares.iter().any(|share| share.part);
+        if shares.iter().all(|share| share.leave) && index == 0 {
             let Some(run) = self.run(name) else { return };
             run.stage = Stage::Closing;
-        } else if shares[index].2 {
+        } else if shares[index].leave {
             self.finish(name, Ended::Released);
         } else if parts {
             self.part(name, Vec::new());
