@@ -400,7 +400,7 @@ impl World {
         self.after(TICK, Event::Tick(process));
         self.watch_peers(name);
         self.workers[name].ticks += 1;
-        if self.workers[name].ticks % 4 == 0 {
+        if self.workers[name].ticks.is_multiple_of(4) {
             self.tell_peers_if_together(name);
             self.repeat(name);
         }

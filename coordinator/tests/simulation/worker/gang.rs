@@ -242,7 +242,7 @@ impl World {
         run.points.insert(after.step, (loss(after), now));
         let (job, index) = (run.job, run.index);
         self.check_state(job, after);
-        if after.step % EVERY == 0 && index == 0 {
+        if after.step.is_multiple_of(EVERY) && index == 0 {
             self.put(name);
         }
         let parts = shares.iter().any(|share| share.part);
