@@ -356,7 +356,9 @@ impl World {
                 (None, _) if place.ready || index.is_some() => Standing::Ready,
                 (None, _) => Standing::Loading,
             };
-            Seat { place: place.place, index, standing, stream: self.coordinator.stream(place.process, now) }
+            let stream = self.coordinator.stream(place.process, now);
+            let step = place.parted.as_ref().map_or(0, |(step, _)| *step);
+            Seat { place: place.place, index, standing, stream, step }
         });
         let steps = job.places.iter().filter_map(|p| p.parted.as_ref()).map(|(step, _)| *step);
         View {
