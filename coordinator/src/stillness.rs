@@ -12,6 +12,12 @@ pub struct Stillness<K> {
     seen: HashMap<K, (i64, Instant)>,
 }
 
+impl<K: Copy + Eq + Hash> Default for Stillness<K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<K: Copy + Eq + Hash> Stillness<K> {
     /// Watches nothing yet.
     pub fn new() -> Self {

@@ -185,12 +185,13 @@ async fn put_manifest(store: &Store, ours: Checkpoint, place: Path, bytes: Bytes
     for _ in 0..MANIFEST_ATTEMPTS {
         match store.put_if_absent(&place, bytes.clone()).await? {
             Put::Written => return Ok(ours),
-            Put::Existed => match read_back(store, &place).await? {
-                // An earlier try succeeded and its answer was lost, or another member wrote the same state.
-                Some(found) => return ours.or_its_equal(&found, place),
-                // A conflict with a writer that did not finish, or with a deletion.
-                None => {}
-            },
+            Put::Existed => {
+                // An earlier try succeeded and its answer was lost, or another member wrote the same state. Nothing
+                // there: a conflict with a writer that did not finish, or with a deletion.
+                if let Some(found) = read_back(store, &place).await? {
+                    return ours.or_its_equal(&found, place);
+                }
+            }
         }
     }
     let reason = "the store says that it exists, and that it does not".to_owned();

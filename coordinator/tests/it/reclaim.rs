@@ -227,7 +227,8 @@ async fn a_forgotten_worker_registers_anew_and_is_reclaimed_under_its_new_id() {
     let (job, (mut a, place_a), (b, _)) = gang_of_two(&bed, &coordinator).await;
     // Registrations, places and all that came after are forgotten.
     forget(&bed, &["delete from attempts", QUEUED_AGAIN, "delete from workers"]).await;
-    a.expect("Unknown", |m| if let Down::Unknown(u) = m { Some(assert!(!u.superseded)) } else { None }).await;
+    let unknown = |m| if let Down::Unknown(unknown) = m { Some(unknown) } else { None };
+    assert!(!a.expect("Unknown", unknown).await.superseded);
     drop(b);
     let before = a.id.clone();
     let mut a = a.register_again(&coordinator).await;
