@@ -61,7 +61,7 @@ impl Server {
                 });
             }
         });
-        Server { address, faults, task, folder: folder }
+        Server { address, faults, task, folder }
     }
 
     /// The next requests that write meet these, one each.
