@@ -63,12 +63,14 @@ async fn a_death_at_any_write_of_a_checkpoint_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The second attempt went on after that step; each step has one point; nothing unfinished is left in the store.
+/// The last attempt went on after that step; each step has one point; nothing unfinished is left in the store. There may
+/// be an attempt more than deaths: a place can be given to a worker that died a moment ago.
 async fn check(fleet: &Fleet, job: &str, resumes_after: u64) -> Result<()> {
     let attempts = fleet.attempts(job).await?;
-    ensure!(attempts.len() == 2, "it took {} attempts", attempts.len());
-    ensure!(attempts[0].state() == pb::AttemptState::Lost, "the first one: {:?}", attempts[0]);
-    ensure!(attempts[1].start_step == resumes_after, "it went on after step {}", attempts[1].start_step);
+    let (last, before) = attempts.split_last().context("no attempt")?;
+    ensure!((1..=2).contains(&before.len()), "it took {} attempts: {attempts:?}", attempts.len());
+    ensure!(before.iter().all(|attempt| attempt.state() == pb::AttemptState::Lost), "{attempts:?}");
+    ensure!(last.start_step == resumes_after, "it went on after step {}", last.start_step);
     let steps: Vec<u64> =
         fleet.points(job).await?.iter().map(|point| point.step).filter(|step| *step > 0).collect();
     ensure!(steps == (1..=14).collect::<Vec<_>>(), "its points are of the steps {steps:?}");
