@@ -121,6 +121,11 @@ impl Hub {
         connections.by_worker.iter().map(stream).collect()
     }
 
+    /// A worker whose stream closed was not heard of since.
+    pub fn forget_heard(&self, worker: WorkerId) {
+        self.lock().heard.remove(&worker);
+    }
+
     /// The workers that were heard of since the last call.
     pub fn take_heard(&self) -> Vec<WorkerId> {
         std::mem::take(&mut self.lock().heard).into_iter().collect()

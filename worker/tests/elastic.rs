@@ -173,7 +173,8 @@ async fn a_paused_member_without_the_coordinator_writes_a_checkpoint_and_gives_u
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_adapter_for_every_kind_of_job() {
     let fleet = Fleet::start().await;
-    let kinds: [(&str, fn(&mut pb::JobSpec)); 4] = [
+    type Change = fn(&mut pb::JobSpec);
+    let kinds: [(&str, Change); 4] = [
         ("uneven shares, with dropout", |spec| {
             let train = spec.train.as_mut().unwrap();
             (train.global_batch, train.micro_batches) = (10, 5);

@@ -175,6 +175,8 @@ async fn read_on(
             () = outbox.closed() => Ok(None),
         };
         if !matches!(read, Ok(Some(_))) && closed_by_worker(services, heard) {
+            // Or the next renewal of leases would say that it was heard of after it closed.
+            services.hub.forget_heard(worker);
             within(fleet::set_closed(&services.pool, worker)).await?;
         }
         next = read.map_err(broken)?;

@@ -44,8 +44,8 @@ pub fn write<'a>(plan: &StatePlan, state: &'a State, more: &[(&str, Scalar)]) ->
         };
         Tensor { name: (*name).to_owned(), shape: vec![1], values }
     };
-    let all = tensors(&plan.floats, &state.floats, |values| Values::Floats(values))
-        .chain(tensors(&plan.codes, &state.codes, |codes| Values::Codes(codes)))
+    let all = tensors(&plan.floats, &state.floats, Values::Floats)
+        .chain(tensors(&plan.codes, &state.codes, Values::Codes))
         .chain(fixed.iter().chain(more).map(scalar));
     TensorFile::new(all.collect())
 }

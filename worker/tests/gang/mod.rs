@@ -71,7 +71,7 @@ enum Said {
     Parted(pb::Parted),
     /// A step; the member waits until the sender is dropped.
     Point(u64, Sender<()>),
-    Ended(Option<Outcome>),
+    Ended(Option<Box<Outcome>>),
 }
 
 /// What a place leaves behind.
@@ -273,7 +273,7 @@ impl<'a> Gang<'a> {
         let told = self.line.clone();
         thread::spawn(move || {
             let outcome = catch_unwind(AssertUnwindSafe(|| run.execute())).ok();
-            drop(told.send((place, Said::Ended(outcome))));
+            drop(told.send((place, Said::Ended(outcome.map(Box::new)))));
         });
         self.live.insert(place);
         self.places.insert(place, Place { control, address, trace });
@@ -311,7 +311,7 @@ impl<'a> Gang<'a> {
                     }
                 }
                 Said::Ended(outcome) => {
-                    self.places[&place].trace.lock().unwrap().outcome = outcome;
+                    self.places[&place].trace.lock().unwrap().outcome = outcome.map(|outcome| *outcome);
                     self.live.remove(&place);
                     self.ready.remove(&place);
                 }
