@@ -35,14 +35,20 @@ const CRASHES: [Crash; 6] = [
     Crash { name: "end-manifest", point: "checkpoint-before-manifest@14", resumes_after: 12 },
 ];
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_death_at_any_write_of_a_checkpoint_changes_nothing() -> Result<()> {
+/// A fleet without a worker, and the sha256 of what the job comes to when nothing happens.
+async fn undisturbed() -> Result<(Fleet, String)> {
     let mut fleet = Fleet::start(Options::default()).await?;
     fleet.start_worker("steady", 1)?;
     let undisturbed = fleet.submit(&job("undisturbed"))?;
     fleet.succeeded(&undisturbed).await?;
     fleet.worker("steady")?.kill()?;
     let expected = fleet.adapter(&undisturbed)?.1;
+    Ok((fleet, expected))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_at_any_write_of_a_checkpoint_changes_nothing() -> Result<()> {
+    let (mut fleet, expected) = undisturbed().await?;
     for Crash { name, point, resumes_after } in CRASHES {
         let doomed = format!("doomed-{name}");
         let rule = format!("{point}=kill");
@@ -106,12 +112,7 @@ const DAMAGES: [(&str, Damage); 4] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_torn_or_tampered_checkpoint_is_refused_and_the_one_before_it_used() -> Result<()> {
-    let mut fleet = Fleet::start(Options::default()).await?;
-    fleet.start_worker("steady", 1)?;
-    let undisturbed = fleet.submit(&job("undisturbed"))?;
-    fleet.succeeded(&undisturbed).await?;
-    fleet.worker("steady")?.kill()?;
-    let expected = fleet.adapter(&undisturbed)?.1;
+    let (mut fleet, expected) = undisturbed().await?;
     for (name, damage) in DAMAGES {
         let doomed = format!("doomed-{name}");
         fleet.start_worker_with(
