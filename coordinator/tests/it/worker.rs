@@ -398,9 +398,17 @@ pub fn released(step: u64) -> Outcome {
 fn enter(listed: &Running, begin: &pb::Begin) {
     let attempt = begin.fence.as_ref().map_or(0, |fence| fence.attempt);
     let mut listed = listed.lock().expect("no panic");
-    if let Some(running) = listed.get_mut(&(begin.job.clone(), attempt)) {
+    if let Some(running) = listed.get_mut(&(begin.job.clone(), attempt))
+        && is_newer(begin, running.fence.as_ref())
+    {
         running.fence.clone_from(&begin.fence);
     }
+}
+
+/// Whether a generation is above the one that a place is in: a worker heeds no other beginning, whatever its id.
+pub fn is_newer(begin: &pb::Begin, present: Option<&pb::Fence>) -> bool {
+    let number = |fence: Option<&pb::Fence>| fence.map_or(0, |fence| fence.generation);
+    number(begin.fence.as_ref()) > number(present)
 }
 
 async fn beat(id: String, up: mpsc::Sender<pb::WorkerMessage>, running: Running, draining: Arc<Mutex<bool>>) {
