@@ -136,6 +136,12 @@ impl Hub {
         self.lock().by_worker.contains_key(&worker)
     }
 
+    /// Whether a worker that is connected here says that it runs the job.
+    pub fn lists(&self, worker: WorkerId, job: JobId) -> bool {
+        let connections = self.lock();
+        connections.by_worker.get(&worker).is_some_and(|c| c.running.keys().any(|run| run.job == job))
+    }
+
     /// Tells a worker to begin a generation, and notes that it was told. False: it is not connected here, or does not
     /// read; it is told again.
     pub fn begin(&self, worker: WorkerId, run: RunId, fence: &Fence, begin: pb::Begin) -> bool {

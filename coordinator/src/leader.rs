@@ -222,7 +222,8 @@ impl Leader {
                 }
             }
             Decision::Grow { job, places } => {
-                for place in places {
+                // Whoever runs the job already holds a place that the rows forgot: it is taken up, not given another.
+                for place in places.iter().filter(|place| !self.hub.lists(place.worker, *job)) {
                     self.grow(leadership, *job, *place).await?;
                 }
             }
