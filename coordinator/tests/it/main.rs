@@ -1,6 +1,7 @@
 //! The coordinator over a real Postgres and real gRPC on loopback, with simulated workers.
 
 mod bed;
+mod pair;
 mod worker;
 
 mod cancel;

@@ -5,7 +5,8 @@ use pb::{JobState, coordinator_message::Message as Down};
 
 use crate::{
     bed::{Bed, Coordinator, connect, soon},
-    worker::{Place, Worker, is_newer},
+    pair::gang_of_two,
+    worker::{Place, Worker},
 };
 
 /// Leases that no test outlives, so that nothing but what is tested ends a place.
@@ -27,7 +28,7 @@ async fn regathers(worker: &mut Worker, place: &Place, above: u32, members: usiz
     loop {
         let told = |m| matches!(m, Down::Begin(_) | Down::Regroup(_)).then_some(m);
         match worker.expect("Begin", told).await {
-            Down::Begin(begin) if is_newer(&begin, place.assign.fence.as_ref()) => {
+            Down::Begin(begin) => {
                 let generation = begin.fence.as_ref().map_or(0, |fence| fence.generation);
                 place = place.entered(&begin);
                 if generation > above && begin.members.len() == members {
@@ -48,15 +49,10 @@ async fn both_regather(a: (&mut Worker, &Place), b: (&mut Worker, &Place), above
 }
 
 /// A gang of two in its first generation, which made some steps.
-async fn gang_of_two(bed: &Bed, coordinator: &Coordinator) -> (String, (Worker, Place), (Worker, Place)) {
-    let (mut a, mut b) = (Worker::join(coordinator, "a").await, Worker::join(coordinator, "b").await);
-    let job = coordinator.submit(bed.spec(1, 2)).await;
-    let (place_a, place_b) = (a.assigned().await, b.assigned().await);
-    a.ready(&place_a).await;
-    b.ready(&place_b).await;
-    let (place_a, place_b) = both_regather((&mut a, &place_a), (&mut b, &place_b), 0).await;
+async fn pair_at_work(bed: &Bed, coordinator: &Coordinator) -> (String, (Worker, Place), (Worker, Place)) {
+    let (job, (mut a, place_a), b) = gang_of_two(bed, coordinator, 1).await;
     a.progress(&place_a, 1..=5).await;
-    (job, (a, place_a), (b, place_b))
+    (job, (a, place_a), b)
 }
 
 /// The gang ends the job, in the attempt that it was in.
@@ -79,7 +75,7 @@ fn was_not_stopped(worker: &mut Worker) {
 async fn a_forgotten_generation_is_followed_by_one_above_it() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (mut a, place_a), (mut b, place_b)) = pair_at_work(&bed, &coordinator).await;
     // The rows know nothing of the first generation.
     forget(
         &bed,
@@ -103,7 +99,7 @@ async fn a_forgotten_generation_is_followed_by_one_above_it() {
 async fn the_same_number_under_another_id_is_followed_by_a_generation_above_both() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (mut a, place_a), (mut b, place_b)) = pair_at_work(&bed, &coordinator).await;
     forget(
         &bed,
         &[
@@ -121,7 +117,7 @@ async fn the_same_number_under_another_id_is_followed_by_a_generation_above_both
 async fn a_forgotten_place_is_made_again() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (mut a, place_a), (mut b, place_b)) = pair_at_work(&bed, &coordinator).await;
     // As if b had joined later: the generation with it, and its place, are forgotten.
     forget(
         &bed,
@@ -171,7 +167,7 @@ const QUEUED_AGAIN: &str =
 async fn a_forgotten_attempt_is_the_live_one_again() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (mut a, place_a), (mut b, place_b)) = pair_at_work(&bed, &coordinator).await;
     forget(&bed, &["delete from attempts", QUEUED_AGAIN]).await;
     let (place_a, _) = both_regather((&mut a, &place_a), (&mut b, &place_b), 1).await;
     let running = coordinator.get(&job).await;
@@ -186,7 +182,7 @@ async fn a_forgotten_attempt_is_the_live_one_again() {
 async fn a_forgotten_attempt_replaces_the_one_that_the_rows_have() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (a, place_a), (b, place_b)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (a, place_a), (b, place_b)) = pair_at_work(&bed, &coordinator).await;
     let c = Worker::join(&coordinator, "c").await;
     coordinator.stop().await;
     let statements = [
@@ -214,7 +210,7 @@ async fn a_forgotten_attempt_replaces_the_one_that_the_rows_have() {
 async fn a_last_word_of_a_forgotten_generation_counts() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (mut a, place_a), _b) = gang_of_two(&bed, &coordinator).await;
+    let (job, (mut a, place_a), _b) = pair_at_work(&bed, &coordinator).await;
     forget(&bed, &["delete from attempts", QUEUED_AGAIN]).await;
     a.finish(&place_a, place_a.succeeded(100)).await;
     coordinator.until_state(&job, JobState::Succeeded).await;
@@ -224,7 +220,7 @@ async fn a_last_word_of_a_forgotten_generation_counts() {
 async fn a_forgotten_worker_registers_anew_and_is_reclaimed_under_its_new_id() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (mut a, place_a), (b, _)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (mut a, place_a), (b, _)) = pair_at_work(&bed, &coordinator).await;
     // Registrations, places and all that came after are forgotten.
     forget(&bed, &["delete from attempts", QUEUED_AGAIN, "delete from workers"]).await;
     let unknown = |m| if let Down::Unknown(unknown) = m { Some(unknown) } else { None };
@@ -241,7 +237,7 @@ async fn a_forgotten_worker_registers_anew_and_is_reclaimed_under_its_new_id() {
 async fn a_job_that_the_database_does_not_know_is_stopped() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (_, (mut a, place_a), _b) = gang_of_two(&bed, &coordinator).await;
+    let (_, (mut a, place_a), _b) = pair_at_work(&bed, &coordinator).await;
     forget(&bed, &["delete from jobs"]).await;
     let stop = a.stopped().await;
     assert_eq!((stop.reason(), stop.job), (pb::StopReason::Stale, place_a.assign.job));

@@ -4,23 +4,13 @@ use lorafleet_proto::v1 as pb;
 use pb::{JobState, coordinator_message::Message as Down};
 
 use crate::{
-    bed::{Bed, Coordinator},
-    worker::{Place, Worker, released},
+    bed::Bed,
+    pair::gang_of_two,
+    worker::{Worker, released},
 };
 
 /// Leases that no test outlives.
 const PATIENT: [&str; 2] = ["--lease", "1h"];
-
-/// Two workers in their first generation, on a job that needs one.
-async fn gang_of_two(bed: &Bed, coordinator: &Coordinator) -> (String, (Worker, Place), (Worker, Place)) {
-    let (mut a, mut b) = (Worker::join(coordinator, "a").await, Worker::join(coordinator, "b").await);
-    let job = coordinator.submit(bed.spec(1, 2)).await;
-    let (place_a, place_b) = (a.assigned().await, b.assigned().await);
-    a.ready(&place_a).await;
-    b.ready(&place_b).await;
-    let (begin_a, begin_b) = (a.begun().await, b.begun().await);
-    (job, (a, place_a.entered(&begin_a)), (b, place_b.entered(&begin_b)))
-}
 
 async fn asked_to_leave(worker: &mut Worker) -> pb::Leave {
     worker.expect("Leave", |m| if let Down::Leave(leave) = m { Some(leave) } else { None }).await
@@ -53,7 +43,7 @@ async fn a_waiting_job_gets_what_a_running_one_has_above_its_minimum() {
     for priority in [0, 7] {
         let bed = Bed::new().await;
         let coordinator = bed.coordinator_with(&PATIENT).await;
-        let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator).await;
+        let (job, (mut a, place_a), (mut b, place_b)) = gang_of_two(&bed, &coordinator, 1).await;
         let waiting = coordinator.submit(pb::JobSpec { priority, ..bed.spec(1, 1) }).await;
         // The newest place goes.
         let leave = asked_to_leave(&mut b).await;
@@ -75,7 +65,7 @@ async fn a_waiting_job_gets_what_a_running_one_has_above_its_minimum() {
 async fn a_lower_priority_takes_nothing_and_the_higher_starts_first() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (mut a, place_a), (b, _)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (mut a, place_a), (b, _)) = gang_of_two(&bed, &coordinator, 1).await;
     let low = coordinator.submit(pb::JobSpec { priority: -1, ..bed.spec(1, 1) }).await;
     let told = coordinator.until(&low, "a reason", |job| !job.state_message.is_empty()).await;
     assert_eq!(told.state_message, "waits for a worker to be free");

@@ -4,22 +4,13 @@ use lorafleet_proto::v1 as pb;
 use pb::{JobState, coordinator_message::Message as Down};
 
 use crate::{
-    bed::{Bed, Coordinator, soon},
-    worker::{Place, Worker},
+    bed::{Bed, soon},
+    pair::gang_of_two,
+    worker::Worker,
 };
 
 /// A whole gang is waited for longer than any test takes.
 const PATIENT: [&str; 2] = ["--gang-silence", "1h"];
-
-async fn gang_of_two(bed: &Bed, coordinator: &Coordinator) -> (String, (Worker, Place), (Worker, Place)) {
-    let (mut a, mut b) = (Worker::join(coordinator, "a").await, Worker::join(coordinator, "b").await);
-    let job = coordinator.submit(bed.spec(2, 2)).await;
-    let (place_a, place_b) = (a.assigned().await, b.assigned().await);
-    a.ready(&place_a).await;
-    b.ready(&place_b).await;
-    let (begin_a, begin_b) = (a.begun().await, b.begun().await);
-    (job, (a, place_a.entered(&begin_a)), (b, place_b.entered(&begin_b)))
-}
 
 async fn until_gone(bed: &Bed, name: &'static str) {
     let gone: &'static str = match name {
@@ -33,7 +24,7 @@ async fn until_gone(bed: &Bed, name: &'static str) {
 async fn a_whole_gang_that_falls_silent_is_waited_for() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (a, place_a), (b, _)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (a, place_a), (b, _)) = gang_of_two(&bed, &coordinator, 2).await;
     let idle = Worker::join(&coordinator, "c").await;
     a.freeze();
     b.freeze();
@@ -52,7 +43,7 @@ async fn a_whole_gang_that_falls_silent_is_waited_for() {
 async fn a_gang_whose_connections_closed_is_not_waited_for() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (a, _), (b, _)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (a, _), (b, _)) = gang_of_two(&bed, &coordinator, 2).await;
     a.vanish();
     b.vanish();
     let (mut c, mut d) = (Worker::join(&coordinator, "c").await, Worker::join(&coordinator, "d").await);
@@ -63,7 +54,7 @@ async fn a_gang_whose_connections_closed_is_not_waited_for() {
 async fn one_silent_member_among_others_is_not_waited_for() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
-    let (job, (mut a, place_a), (b, _)) = gang_of_two(&bed, &coordinator).await;
+    let (job, (mut a, place_a), (b, _)) = gang_of_two(&bed, &coordinator, 2).await;
     b.freeze();
     until_gone(&bed, "b").await;
     a.regrouped(&place_a).await;

@@ -98,8 +98,10 @@ impl Worker {
                     };
                     listed.lock().expect("no panic").insert(place.key(), running);
                 }
-                if let Down::Begin(begin) = &message {
-                    enter(&listed, begin);
+                if let Down::Begin(begin) = &message
+                    && !enter(&listed, begin)
+                {
+                    continue;
                 }
                 if sender.send(message).is_err() {
                     return;
@@ -394,21 +396,17 @@ pub fn released(step: u64) -> Outcome {
     Outcome::Released(pb::Released { step })
 }
 
-/// What it lists is in the generation that it was told to begin.
-fn enter(listed: &Running, begin: &pb::Begin) {
+/// Enters a generation. False for a beginning that is repeated, or not newer whatever its id: workers do not heed it.
+fn enter(listed: &Running, begin: &pb::Begin) -> bool {
     let attempt = begin.fence.as_ref().map_or(0, |fence| fence.attempt);
     let mut listed = listed.lock().expect("no panic");
-    if let Some(running) = listed.get_mut(&(begin.job.clone(), attempt))
-        && is_newer(begin, running.fence.as_ref())
-    {
+    let Some(running) = listed.get_mut(&(begin.job.clone(), attempt)) else { return true };
+    let number = |fence: &Option<pb::Fence>| fence.as_ref().map_or(0, |fence| fence.generation);
+    let newer = number(&begin.fence) > number(&running.fence);
+    if newer {
         running.fence.clone_from(&begin.fence);
     }
-}
-
-/// Whether a generation is above the one that a place is in: a worker heeds no other beginning, whatever its id.
-pub fn is_newer(begin: &pb::Begin, present: Option<&pb::Fence>) -> bool {
-    let number = |fence: Option<&pb::Fence>| fence.map_or(0, |fence| fence.generation);
-    number(begin.fence.as_ref()) > number(present)
+    newer
 }
 
 async fn beat(id: String, up: mpsc::Sender<pb::WorkerMessage>, running: Running, draining: Arc<Mutex<bool>>) {
