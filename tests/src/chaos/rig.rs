@@ -98,7 +98,10 @@ impl Rig {
         let dir = tempfile::Builder::new().prefix("lorafleet-chaos-").tempdir()?;
         let network = if layout.namespaces { Some(Network::start()?) } else { None };
         let ip = network.as_ref().map_or(LOOPBACK, Network::gateway);
-        let postgres = Postgres::throwaway().context("start a private Postgres")?;
+        // A restart of Postgres forgets nothing that it acknowledged; one that does is a failover, and another promise.
+        let mut settings = lorafleet_postgres::Options::throwaway();
+        settings.durable = true;
+        let postgres = Postgres::throwaway_with(settings).context("start a private Postgres")?;
         let database = Proxy::start(ip, Upstream::Unix(postgres.socket())).await?;
         let store = S3::start_at(ip, &dir.path().join("s3")).await?;
         let mut env = store.env();
