@@ -199,7 +199,10 @@ pub async fn free(pool: &PgPool) -> Result<Vec<scheduler::Worker>, DbError> {
     .await?;
     let worker = |(id, kind, slots, taken): (Uuid, String, i32, Vec<i32>)| scheduler::Worker {
         worker: WorkerId(id),
-        kind,
+        kind: kind.into(),
+        device: "".into(),
+        labels: scheduler::Labels::none(),
+        bases: Vec::new(),
         idle: std::time::Duration::ZERO,
         free: (0..slots).filter(|slot| !taken.contains(slot)).map(convert::to_u32).collect(),
     };

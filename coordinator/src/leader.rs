@@ -35,6 +35,11 @@ const DEPTH_CHECK: Duration = Duration::from_secs(5);
 /// What has joined a running job is not taken from it for an equal one within this time.
 const SETTLE: Duration = Duration::from_secs(10);
 
+/// Waiting for this long raises a job by one class of priority.
+const AGEING: Duration = Duration::from_secs(4 * 3600);
+/// A worker that is given counts as if it had been used for this long.
+const CHARGE: Duration = Duration::from_secs(600);
+
 /// How the scheduler behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaderConfig {
@@ -190,8 +195,8 @@ impl Leader {
         let gangs = queue::gangs(&self.pool).await?;
         let ended = queue::troubled_places(&self.pool).await?;
         let held = self.memory.sight.gangs(now, &gangs, &ended);
-        let times = Times { gather: self.config.gather, settle: SETTLE };
-        for decision in scheduler::schedule(&queued, &held, &fleet, times) {
+        let times = Times { gather: self.config.gather, settle: SETTLE, ageing: AGEING, charge: CHARGE };
+        for decision in scheduler::schedule(&queued.into(), &held, &fleet, &[], times) {
             self.carry_out(leadership, &decision, &entries, &gangs).await?;
         }
         if !entries.is_empty() {
@@ -214,13 +219,16 @@ impl Leader {
                     self.changed(*job);
                 }
             }
-            Decision::Wait { job, reason } => {
+            Decision::Wait { job, reason, .. } => {
                 let said = entries.iter().find(|entry| entry.job == *job).map(|entry| &entry.message);
-                if said != Some(reason) {
-                    queue::explain(&self.pool, *job, reason).await?;
+                let reason = reason.to_string();
+                if said != Some(&reason) {
+                    queue::explain(&self.pool, *job, &reason).await?;
                     self.hub.job_changed(*job);
                 }
             }
+            // No gang is said to be preemptible yet, so none is preempted.
+            Decision::Preempt { job, for_job } => warn!(%job, %for_job, "cannot preempt yet"),
             Decision::Grow { job, places } => {
                 // Whoever runs the job already holds a place that the rows forgot: it is taken up, not given another.
                 for place in places.iter().filter(|place| !self.hub.lists(place.worker, *job)) {

@@ -3,14 +3,15 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
     bars::{Bars, Ended},
-    ids::{JobId, WorkerId},
+    ids::{JobId, TenantId, WorkerId},
     queue::{GangEntry, QueueEntry, SeatEntry},
-    scheduler::{Gang, Queued, Seat, Worker},
+    scheduler::{Gang, Labels, Queued, Seat, Worker},
 };
 
 /// Since when this leader has known what it sees.
@@ -30,11 +31,16 @@ impl Sight {
         self.queued.retain(|job, _| known.contains(job));
         let mut queued = |entry: &QueueEntry| Queued {
             job: entry.job,
+            tenant: TenantId::DEFAULT,
             priority: entry.priority,
             min: entry.min as usize,
             max: entry.max as usize,
             waited: now.duration_since(*self.queued.entry(entry.job).or_insert(now)),
-            kind: entry.kinds.split(", ").next().filter(|kind| !kind.is_empty()).map(str::to_owned),
+            age: Duration::ZERO,
+            kind: entry.kinds.split(", ").next().filter(|kind| !kind.is_empty()).map(Arc::from),
+            selector: Labels::none(),
+            base: None,
+            run_estimate: None,
         };
         entries.iter().map(&mut queued).collect()
     }
@@ -72,11 +78,16 @@ impl Sight {
             };
             gangs.push(Gang {
                 job: entry.job,
+                tenant: TenantId::DEFAULT,
                 priority: entry.priority,
                 min: entry.min as usize,
                 max: entry.max as usize,
                 standing: entry.standing,
-                kinds: entry.kinds.clone(),
+                kinds: entry.kinds.iter().map(|kind| Arc::from(kind.as_str())).collect(),
+                selector: Labels::none(),
+                base: None,
+                left: None,
+                preemptible: false,
                 seats: entry.seats.iter().map(seat).collect(),
                 barred: barred.remove(&entry.job).unwrap_or_default(),
             });
@@ -140,7 +151,15 @@ mod tests {
         let worker = WorkerId::random();
         let mut sight = Sight::default();
         let mut idle = |s, free: &[u32]| {
-            let worker = Worker { worker, kind: "k".into(), free: free.to_vec(), idle: Duration::ZERO };
+            let worker = Worker {
+                worker,
+                kind: "k".into(),
+                device: "cpu".into(),
+                labels: Labels::none(),
+                bases: Vec::new(),
+                free: free.to_vec(),
+                idle: Duration::ZERO,
+            };
             sight.fleet(at(s), vec![worker])[0].idle.as_secs()
         };
         assert_eq!(

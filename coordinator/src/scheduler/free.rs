@@ -1,6 +1,9 @@
 //! The fleet's free slots while a decision is made.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use super::{Place, Worker};
 use crate::ids::WorkerId;
@@ -8,8 +11,8 @@ use crate::ids::WorkerId;
 /// The free slots, by worker.
 pub(super) struct Free {
     /// Slots of each worker that has free ones, in the order of the fleet's description.
-    slots: BTreeMap<usize, (WorkerId, String, Vec<u32>)>,
-    index: BTreeMap<WorkerId, (usize, String)>,
+    slots: BTreeMap<usize, (WorkerId, Arc<str>, Vec<u32>)>,
+    index: BTreeMap<WorkerId, (usize, Arc<str>)>,
 }
 
 impl Free {
@@ -39,12 +42,12 @@ impl Free {
         for (_, kind, _) in self.slots.values() {
             *of_kind.entry(kind).or_default() += 1;
         }
-        let gang_kind = gang.first().and_then(|p| self.index.get(&p.worker)).map(|(_, kind)| kind.as_str());
+        let gang_kind = gang.first().and_then(|p| self.index.get(&p.worker)).map(|(_, kind)| &**kind);
         let used: HashSet<WorkerId> = gang.iter().map(|place| place.worker).collect();
         let mut order: Vec<usize> =
             self.slots.iter().filter(|(_, (worker, ..))| !used.contains(worker)).map(|(i, _)| *i).collect();
         order.sort_by_key(|i| {
-            let own = self.slots[i].1.as_str();
+            let own = &*self.slots[i].1;
             let preferred = Some(own) == kind || (kind.is_none() && Some(own) == gang_kind);
             (!preferred, usize::MAX - of_kind.get(own).copied().unwrap_or(0), own, *i)
         });

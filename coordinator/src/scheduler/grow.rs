@@ -38,5 +38,5 @@ fn fits(gang: &Gang, joining: &[Place], worker: WorkerId, kind: &str) -> bool {
     let there = gang.seats.iter().map(|seat| seat.worker).chain(joining.iter().map(|place| place.worker));
     !gang.barred.contains(&worker)
         && !there.into_iter().any(|member| member == worker)
-        && gang.kinds.iter().any(|own| own == kind)
+        && gang.kinds.iter().any(|own| &**own == kind)
 }

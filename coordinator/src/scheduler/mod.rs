@@ -17,149 +17,32 @@
 
 mod free;
 mod grow;
+mod labels;
+mod queue;
+mod reason;
 mod take;
 #[cfg(test)]
 mod tests;
+mod types;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use free::Free;
-
-use crate::ids::{JobId, WorkerId};
-
-/// A job that waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Queued {
-    /// The job.
-    pub job: JobId,
-    /// The higher goes first.
-    pub priority: i32,
-    /// Members that it needs to start; at least 1.
-    pub min: usize,
-    /// Members that it can use; at least `min`.
-    pub max: usize,
-    /// How long the scheduler has known it.
-    pub waited: Duration,
-    /// The kind of worker that it ran on before, if any.
-    pub kind: Option<String>,
-}
-
-/// A live worker that takes work.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Worker {
-    /// The worker.
-    pub worker: WorkerId,
-    /// Its kind: a gang of one kind keeps the promise of equal bits over restarts.
-    pub kind: String,
-    /// Its free slots.
-    pub free: Vec<u32>,
-    /// How long the scheduler has known it to have a free slot.
-    pub idle: Duration,
-}
-
-/// A job that holds places, whether or not it still trains.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gang {
-    /// The job.
-    pub job: JobId,
-    /// The job's priority.
-    pub priority: i32,
-    /// Members that are left to it.
-    pub min: usize,
-    /// Members that it can use.
-    pub max: usize,
-    /// What it is about.
-    pub standing: Standing,
-    /// The kinds of its workers.
-    pub kinds: Vec<String>,
-    /// The places that it holds, those that still load included.
-    pub seats: Vec<Seat>,
-    /// Workers that get no place in this attempt for now.
-    pub barred: BTreeSet<WorkerId>,
-}
-
-/// What a gang is about, as far as it concerns who works for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Its first members load base and data: one more would only be waited for.
-    Loading,
-    /// It trains.
-    Training,
-    /// It is about to give all its places back.
-    Ending,
-}
-
-/// A place that a gang holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat {
-    /// Its number in the attempt; the newest has the highest.
-    pub place: u32,
-    /// Who holds it.
-    pub worker: WorkerId,
-    /// It was asked to leave.
-    pub leaving: bool,
-    /// How long ago it was given to the running gang; nothing for those that it started with.
-    pub joined: Option<Duration>,
-}
-
-/// A slot of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
-    /// The worker.
-    pub worker: WorkerId,
-    /// The slot on it.
-    pub slot: u32,
-}
-
-/// What to do about a job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Start it, members in order of their index.
-    Start {
-        /// The job.
-        job: JobId,
-        /// One place a member, each on another worker.
-        places: Vec<Place>,
-    },
-    /// Leave it queued.
-    Wait {
-        /// The job.
-        job: JobId,
-        /// Why, in one sentence.
-        reason: String,
-    },
-    /// Let workers join it while it runs.
-    Grow {
-        /// The job.
-        job: JobId,
-        /// One place a worker.
-        places: Vec<Place>,
-    },
-    /// Ask it to give places back.
-    Shrink {
-        /// The job.
-        job: JobId,
-        /// The places' numbers, the newest first.
-        places: Vec<u32>,
-        /// The job that needs their workers.
-        for_job: JobId,
-    },
-}
-
-/// The times that a decision goes by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
-    /// A job that could use more than it needs waits this long for others to come; a worker is idle for this long before
-    /// it joins a running job.
-    pub gather: Duration,
-    /// What a running job got less than this ago is not taken for a job of the same priority.
-    pub settle: Duration,
-}
+pub use labels::Labels;
+pub use queue::Queue;
+pub use reason::{Reason, Words};
+pub use types::{Decision, Gang, Place, Queued, Seat, Standing, Tenant, Times, Worker};
 
 /// Decides over `queue` (oldest first), the running `gangs` (oldest first) and the `fleet`: one decision a queued job,
 /// by priority and then age, and after them what becomes of running ones.
-pub fn schedule(queue: &[Queued], gangs: &[Gang], fleet: &[Worker], times: Times) -> Vec<Decision> {
-    let mut queue: Vec<&Queued> = queue.iter().collect();
+pub fn schedule(
+    queue: &Queue,
+    gangs: &[Gang],
+    fleet: &[Worker],
+    _tenants: &[Tenant],
+    times: Times,
+) -> Vec<Decision> {
+    let mut queue: Vec<&Queued> = queue.jobs().iter().collect();
     queue.sort_by_key(|job| std::cmp::Reverse(job.priority));
     let mut free = Free::new(fleet);
     let mut supply = take::Supply::new(gangs, fleet, times.settle);
@@ -173,7 +56,8 @@ pub fn schedule(queue: &[Queued], gangs: &[Gang], fleet: &[Worker], times: Times
         grown = grow::grow(gangs, fleet, &mut free, times.gather);
     }
     let taken = supply.into_decisions();
-    planned.into_iter().map(Plan::decision).chain(taken).chain(grown).collect()
+    let planned = planned.into_iter().enumerate().map(|(i, plan)| plan.decision(i + 1));
+    planned.chain(taken).chain(grown).collect()
 }
 
 /// Whether jobs further behind may still start.
@@ -195,7 +79,8 @@ fn plan<'a>(
     turn: &mut Turn,
 ) -> Plan<'a> {
     if fleet.len() < job.min {
-        return Plan::Wait(job, too_small(job.min, fleet.len()));
+        let selector = job.selector.clone();
+        return Plan::Wait(job, Reason::TooSmall { needs: job.min, has: fleet.len(), selector });
     }
     let earlier = match *turn {
         Turn::Open if free.workers() >= job.min => {
@@ -203,14 +88,14 @@ fn plan<'a>(
         }
         Turn::Open => None,
         Turn::Promised(earlier) => Some(earlier),
-        Turn::Blocked(earlier) => return Plan::Wait(job, waits_its_turn(earlier)),
+        Turn::Blocked(earlier) => return Plan::Wait(job, Reason::Turn { earlier }),
     };
     let reserved = free.reserve(job.min);
     if let Some(given) = supply.cover(job, &reserved) {
         *turn = Turn::Promised(earlier.unwrap_or(job.min));
         let reason = match given {
-            0 => format!("waits for {} to be free", workers(job.min)),
-            n => format!("waits for {} that running jobs give back", workers(n)),
+            0 => busy(job),
+            workers => Reason::GivenBack { workers },
         };
         return Plan::Wait(job, reason);
     }
@@ -218,8 +103,8 @@ fn plan<'a>(
     Plan::Wait(
         job,
         match earlier {
-            Some(earlier) => waits_its_turn(earlier),
-            None => format!("waits for {} to be free", workers(job.min)),
+            Some(earlier) => Reason::Turn { earlier },
+            None => busy(job),
         },
     )
 }
@@ -227,14 +112,14 @@ fn plan<'a>(
 /// A queued job's fate while the decision is made.
 enum Plan<'a> {
     Start(&'a Queued, Vec<Place>),
-    Wait(&'a Queued, String),
+    Wait(&'a Queued, Reason),
 }
 
 impl Plan<'_> {
-    fn decision(self) -> Decision {
+    fn decision(self, position: usize) -> Decision {
         match self {
             Self::Start(job, places) => Decision::Start { job: job.job, places },
-            Self::Wait(job, reason) => Decision::Wait { job: job.job, reason },
+            Self::Wait(job, reason) => Decision::Wait { job: job.job, reason, position, estimate: None },
         }
     }
 }
@@ -253,7 +138,7 @@ fn give_room(planned: &mut [Plan<'_>], free: &mut Free, gather: Duration) -> boo
             }
             if job.waited < gather {
                 free.put_back(places);
-                *plan = Plan::Wait(job, "starts in a moment".to_owned());
+                *plan = Plan::Wait(job, Reason::Moment);
                 // What it left may be wanted by jobs after it in the next round; not now, for it is next in line.
                 return false;
             }
@@ -264,18 +149,6 @@ fn give_room(planned: &mut [Plan<'_>], free: &mut Free, gather: Duration) -> boo
     true
 }
 
-fn workers(n: usize) -> String {
-    if n == 1 { "a worker".to_owned() } else { format!("{n} workers") }
-}
-
-fn too_small(min: usize, fleet: usize) -> String {
-    let has = match fleet {
-        0 => "no workers".to_owned(),
-        n => n.to_string(),
-    };
-    format!("needs {}, the fleet has {has}", workers(min))
-}
-
-fn waits_its_turn(earlier: usize) -> String {
-    format!("waits its turn: an earlier job waits for {}", workers(earlier))
+fn busy(job: &Queued) -> Reason {
+    Reason::Busy { needs: job.min, selector: job.selector.clone() }
 }

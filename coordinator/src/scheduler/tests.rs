@@ -2,20 +2,50 @@
 
 mod rules;
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use super::*;
+use crate::ids::{JobId, TenantId, WorkerId};
 
 const GATHER: Duration = Duration::from_millis(300);
 const SETTLE: Duration = Duration::from_secs(10);
-const TIMES: Times = Times { gather: GATHER, settle: SETTLE };
+const AGEING: Duration = Duration::from_secs(4 * 3600);
+const CHARGE: Duration = Duration::from_secs(600);
+const TIMES: Times = Times { gather: GATHER, settle: SETTLE, ageing: AGEING, charge: CHARGE };
+
+/// A decision without tenants.
+fn schedule(queue: &[Queued], gangs: &[Gang], fleet: &[Worker], times: Times) -> Vec<Decision> {
+    super::schedule(&queue.to_vec().into(), gangs, fleet, &[], times)
+}
 
 fn job(n: u128, min: usize, max: usize) -> Queued {
-    Queued { job: JobId(Uuid::from_u128(n)), priority: 0, min, max, waited: GATHER, kind: None }
+    Queued {
+        job: JobId(Uuid::from_u128(n)),
+        tenant: TenantId::DEFAULT,
+        priority: 0,
+        min,
+        max,
+        waited: GATHER,
+        age: Duration::ZERO,
+        kind: None,
+        selector: Labels::none(),
+        base: None,
+        run_estimate: None,
+    }
 }
 
 fn worker(n: u128, free: &[u32]) -> Worker {
-    Worker { worker: WorkerId(Uuid::from_u128(n)), kind: "k".into(), free: free.to_vec(), idle: GATHER }
+    Worker {
+        worker: WorkerId(Uuid::from_u128(n)),
+        kind: "k".into(),
+        device: "cpu".into(),
+        labels: Labels::none(),
+        bases: Vec::new(),
+        free: free.to_vec(),
+        idle: GATHER,
+    }
 }
 
 /// A training gang with its places on these workers, in order.
@@ -28,11 +58,16 @@ fn gang(n: u128, min: usize, max: usize, on: &[u128]) -> Gang {
     };
     Gang {
         job: JobId(Uuid::from_u128(n)),
+        tenant: TenantId::DEFAULT,
         priority: 0,
         min,
         max,
         standing: Standing::Training,
         kinds: vec!["k".into()],
+        selector: Labels::none(),
+        base: None,
+        left: None,
+        preemptible: false,
         seats: on.iter().enumerate().map(seat).collect(),
         barred: BTreeSet::new(),
     }
@@ -42,14 +77,14 @@ fn sizes(decisions: &[Decision]) -> Vec<usize> {
     let size = |d: &Decision| match d {
         Decision::Start { places, .. } => Some(places.len()),
         Decision::Wait { .. } => Some(0),
-        Decision::Grow { .. } | Decision::Shrink { .. } => None,
+        Decision::Grow { .. } | Decision::Shrink { .. } | Decision::Preempt { .. } => None,
     };
     decisions.iter().filter_map(size).collect()
 }
 
-fn reason(decision: &Decision) -> &str {
+fn reason(decision: &Decision) -> String {
     match decision {
-        Decision::Wait { reason, .. } => reason,
+        Decision::Wait { reason, .. } => reason.to_string(),
         other => panic!("it does not wait: {other:?}"),
     }
 }
@@ -194,7 +229,7 @@ fn what_is_about_to_come_free_is_counted_and_nothing_is_taken_in_vain() {
     let decisions = schedule(&[job(1, 1, 1)], &[asked.clone()], &busy, TIMES);
     assert_eq!(
         (shrinkage(&decisions), reason(&decisions[0])),
-        (vec![], "waits for a worker that running jobs give back")
+        (vec![], "waits for a worker that running jobs give back".to_owned())
     );
     assert_eq!(shrinkage(&schedule(&[job(1, 2, 2)], &[asked], &busy, TIMES)), [(8, vec![2], 1)]);
     let ending = Gang { standing: Standing::Ending, ..gang(8, 1, 2, &[1, 2]) };

@@ -9,7 +9,7 @@ use std::{
 
 use lorafleet_coordinator::{
     bars::Bars,
-    ids::{Fence, PlaceNo, RunId, WorkerId},
+    ids::{Fence, PlaceNo, RunId, TenantId, WorkerId},
     job::{Cause, JobState, MemberOutcome, Phase, infrastructure_failures},
     membership::{self, Decision, Seat, Standing, Stream, View, Why},
     scheduler,
@@ -453,6 +453,7 @@ impl Coordinator {
         let joined = |p: &Place| self.joined.get(&job.run(p.place)).map(|at| Duration::from_millis(now - at));
         scheduler::Gang {
             job: job.id,
+            tenant: TenantId::DEFAULT,
             priority: job.priority,
             min: job.min,
             max: job.max,
@@ -461,7 +462,11 @@ impl Coordinator {
                 Phase::Loading => scheduler::Standing::Loading,
                 Phase::Closing | Phase::Ended => scheduler::Standing::Ending,
             },
-            kinds: vec!["k".to_owned()],
+            kinds: vec!["k".into()],
+            selector: scheduler::Labels::none(),
+            base: None,
+            left: None,
+            preemptible: false,
             seats: seats
                 .map(|p| scheduler::Seat {
                     place: p.place.0,

@@ -7,9 +7,9 @@ use std::{
 
 use lorafleet_coordinator::{
     bars,
-    ids::{Fence, PlaceNo, RunId},
+    ids::{Fence, PlaceNo, RunId, TenantId},
     job::{Cause, JobState, MemberOutcome, Phase},
-    scheduler::{self, Times},
+    scheduler::{self, Labels, Times},
     silence::{self, Patience, Silence},
 };
 
@@ -22,7 +22,12 @@ use crate::{
 
 /// How long silence is borne.
 const PATIENCE: Patience = Patience { lease: Duration::from_secs(15), gang: Duration::from_secs(60) };
-const TIMES: Times = Times { gather: Duration::from_millis(300), settle: Duration::from_secs(10) };
+const TIMES: Times = Times {
+    gather: Duration::from_millis(300),
+    settle: Duration::from_secs(10),
+    ageing: Duration::from_secs(3600),
+    charge: Duration::from_secs(600),
+};
 
 impl World {
     /// What a coordinator does every [`POLL`].
@@ -140,11 +145,16 @@ impl World {
                 let kind = None;
                 queued.push(scheduler::Queued {
                     job: job.id,
+                    tenant: TenantId::DEFAULT,
                     priority: job.priority,
                     min: job.min,
                     max: job.max,
                     waited,
+                    age: waited,
                     kind,
+                    selector: Labels::none(),
+                    base: None,
+                    run_estimate: None,
                 });
             } else {
                 self.coordinator.queued_since.remove(&number);
@@ -168,12 +178,15 @@ impl World {
             }
             fleet.push(scheduler::Worker {
                 worker: worker_id(*process),
-                kind: "k".to_owned(),
+                kind: "k".into(),
+                device: "cpu".into(),
+                labels: Labels::none(),
+                bases: Vec::new(),
                 free: if free { vec![0] } else { Vec::new() },
                 idle: since(&self.coordinator.idle_since, *process),
             });
         }
-        for decision in scheduler::schedule(&queued, &gangs, &fleet, TIMES) {
+        for decision in scheduler::schedule(&queued.into(), &gangs, &fleet, &[], TIMES) {
             self.carry_out(decision);
         }
     }
@@ -236,6 +249,7 @@ impl World {
                     }
                 });
             }
+            scheduler::Decision::Preempt { .. } => unreachable!("no gang here is preemptible"),
             scheduler::Decision::Wait { .. } => {}
         }
     }
