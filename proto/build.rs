@@ -5,11 +5,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 4] = [
+const FILES: &[&str] = &[
     "lorafleet/v1/spec.proto",
     "lorafleet/v1/jobs.proto",
     "lorafleet/v1/artifacts.proto",
     "lorafleet/v1/fleet.proto",
+    "lorafleet/v1/sweeps.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

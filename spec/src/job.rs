@@ -10,7 +10,7 @@ use lorafleet_proto::v1 as pb;
 
 pub use defaults::{Defaults, fill_defaults};
 pub use yaml::parse_yaml;
-pub(crate) use yaml::{covers, read_lenient};
+pub(crate) use yaml::{covers, parse_root, read_fields, read_lenient};
 
 use crate::targets::TargetRule;
 

@@ -9,6 +9,7 @@ pub mod job;
 pub mod metrics;
 pub mod plan;
 pub mod sampler;
+pub mod sweep;
 pub mod targets;
 pub mod validate;
 

@@ -63,7 +63,7 @@ impl Sampler {
 }
 
 /// A number below `bound`, each equally likely (Lemire, arXiv:1805.10941).
-fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
+pub(crate) fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
     loop {
         let product = u128::from(rng.next_u64()) * u128::from(bound);
         // The lowest 2^64 mod bound values of the lower half would favour some results.

@@ -137,7 +137,7 @@ pub fn parse_yaml(text: &str) -> Result<pb::JobSpec, Vec<FieldError>> {
 pub(crate) fn read_lenient(text: &str) -> (pb::JobSpec, Parts, Vec<FieldError>) {
     let mut reader = Reader { errors: Vec::new() };
     let mut spec = pb::JobSpec::default();
-    match parse(text) {
+    match parse_root(text) {
         Ok(root) => spec = reader.job(&root),
         Err(message) => reader.error("", message),
     }
@@ -153,13 +153,21 @@ pub(crate) fn read_lenient(text: &str) -> (pb::JobSpec, Parts, Vec<FieldError>) 
     (spec, parts, errors)
 }
 
+/// Reads the fields of a job file as they stand there: without defaults, and without asking for any.
+pub(crate) fn read_fields(root: &Map<String, Value>) -> (pb::JobSpec, Vec<FieldError>) {
+    let mut reader = Reader { errors: Vec::new() };
+    let spec = reader.job(root);
+    (spec, reader.errors)
+}
+
 /// Whether an error at `known` makes one at `path` a consequence of it.
 pub(crate) fn covers(known: &str, path: &str) -> bool {
     known.is_empty()
         || path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-fn parse(text: &str) -> Result<Map<String, Value>, String> {
+/// The fields of a job file by their names.
+pub(crate) fn parse_root(text: &str) -> Result<Map<String, Value>, String> {
     if text.len() > MAX_BYTES {
         return Err(format!("the job file has {} bytes; {MAX_BYTES} are allowed", text.len()));
     }
