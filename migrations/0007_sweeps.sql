@@ -37,7 +37,7 @@ create table sweep_scores (
     loss double precision not null,
     -- It is not among those that go on.
     beaten boolean not null,
-    -- Why it is to be ended; null: it is not, or has ended by itself.
+    -- Why it is to be ended; null: it is not, or it ended by itself before that.
     ending text,
     -- The end was carried out.
     settled boolean not null default false,
@@ -45,3 +45,6 @@ create table sweep_scores (
     primary key (sweep_id, rung, child)
 );
 create index sweep_scores_open on sweep_scores (sweep_id) where ending is not null and not settled;
+
+-- Evaluations are few among the points, and sweeps read them alone.
+create index metric_points_evaluated on metric_points (job_id, step) where eval_loss is not null;

@@ -78,9 +78,26 @@ impl Checker {
             spec.data.get_or_insert_default().labels.clone_from(&labels);
             job.data.labels = labels;
         }
+        self.on_base(&job).await
+    }
+
+    /// Checks a job that names the same content as `first`, which was checked: the store is not asked again.
+    pub async fn check_like(&self, spec: &mut pb::JobSpec, first: &pb::JobSpec) -> Result<(), CheckError> {
+        fill_defaults(spec);
+        if let (Some(data), Some(first)) = (&mut spec.data, &first.data)
+            && data.labels.is_empty()
+        {
+            data.labels.clone_from(&first.labels);
+        }
+        let job = Job::try_from(&*spec).map_err(CheckError::Fields)?;
+        self.on_base(&job).await
+    }
+
+    /// Checks what only the base can tell.
+    async fn on_base(&self, job: &Job) -> Result<(), CheckError> {
         let base = digest("base", job.base.sha256.as_deref())?;
         let shape = self.base_shape(base, validate::head(job.task, job.data.labels.len().max(1))).await?;
-        validate::job_on_base(&job, &shape).map(drop).map_err(CheckError::Fields)
+        validate::job_on_base(job, &shape).map(drop).map_err(CheckError::Fields)
     }
 
     async fn find_dataset(&self, field: &'static str, sha256: Option<&str>) -> Result<(), CheckError> {

@@ -13,6 +13,10 @@ pub struct JobId(pub Uuid);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(pub Uuid);
 
+/// A sweep: many jobs of one submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SweepId(pub Uuid);
+
 /// A worker process; a restarted worker has a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub Uuid);
@@ -92,6 +96,38 @@ impl TenantId {
 }
 
 impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+// === impl SweepId ===
+
+impl SweepId {
+    /// A new id; ids of later sweeps sort later.
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// Reads `sweeps/{id}`.
+    pub fn from_name(name: &str) -> Result<Self, NameError> {
+        let id = name.strip_prefix("sweeps/").and_then(|id| Uuid::from_str(id).ok());
+        id.map(Self).ok_or_else(|| NameError { given: name.into(), what: "sweep name", form: "sweeps/{id}" })
+    }
+
+    /// `sweeps/{id}`.
+    pub fn name(self) -> String {
+        format!("sweeps/{self}")
+    }
+}
+
+impl Default for SweepId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for SweepId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.hyphenated().fmt(f)
     }

@@ -25,12 +25,16 @@ use crate::{
     scheduler::{self, Decision, Standing, Times},
     silence::{self, Patience, Silence},
     stillness::Stillness,
+    sweeps,
 };
 
 /// Leases are looked at this often.
 const LEASE_CHECK: Duration = Duration::from_millis(500);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
+
+/// Sweeps are looked at this often.
+const SWEEP_CHECK: Duration = Duration::from_millis(500);
 
 /// What has joined a running job is not taken from it for an equal one within this time.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -72,6 +76,7 @@ struct Memory {
     last_tick: Option<Instant>,
     leases_checked: Option<Instant>,
     depth_checked: Option<Instant>,
+    sweeps_checked: Option<Instant>,
 }
 
 impl Memory {
@@ -83,6 +88,7 @@ impl Memory {
             last_tick: None,
             leases_checked: None,
             depth_checked: None,
+            sweeps_checked: None,
         }
     }
 }
@@ -133,6 +139,12 @@ impl Leader {
         }
         self.take_back().await?;
         self.time_loading(&leadership, now).await?;
+        if due(&mut self.memory.sweeps_checked, now, SWEEP_CHECK) {
+            // Before workers are given out, so that those of ended children are among them.
+            for job in sweeps::advance(&self.pool, &leadership).await? {
+                self.changed(job);
+            }
+        }
         self.schedule(&leadership, now).await?;
         if due(&mut self.memory.depth_checked, now, DEPTH_CHECK) {
             let (queued, running) = queue::depth(&self.pool).await?;

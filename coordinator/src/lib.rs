@@ -33,6 +33,7 @@ mod points;
 mod queue;
 mod run;
 mod sweeper;
+mod sweeps;
 mod watch;
 
 pub use config::Config;

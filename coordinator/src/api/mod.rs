@@ -5,6 +5,7 @@ pub mod error;
 mod fleet;
 mod jobs;
 mod page;
+mod sweeps;
 
 use std::{sync::Arc, time::Duration};
 
@@ -65,7 +66,14 @@ pub struct Terms {
 pub async fn serve(listener: TcpListener, services: Services) -> Result<(), tonic::transport::Error> {
     let shutdown = services.shutdown.clone();
     let (health, health_service) = tonic_health::server::health_reporter();
-    for name in ["", LIVENESS, "lorafleet.v1.Jobs", "lorafleet.v1.Fleet", "lorafleet.v1.Artifacts"] {
+    for name in [
+        "",
+        LIVENESS,
+        "lorafleet.v1.Jobs",
+        "lorafleet.v1.Fleet",
+        "lorafleet.v1.Artifacts",
+        "lorafleet.v1.Sweeps",
+    ] {
         health.set_service_status(name, ServingStatus::Serving).await;
     }
     let watch = tokio::spawn(watch_readiness(services.pool.clone(), health.clone()));
@@ -75,6 +83,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .build_v1()
         .expect("the descriptors are compiled into this program and valid");
     let checker = Checker::new(services.store.clone());
+    let sweeps = sweeps::SweepsService { services: services.clone(), checker: checker.clone() };
     let jobs = jobs::JobsService { services: services.clone(), checker };
     let artifacts = artifacts::ArtifactsService::new(services.store.clone());
     let fleet = fleet::FleetService { services };
@@ -86,6 +95,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .add_service(health_service)
         .add_service(reflection)
         .add_service(pb::jobs_server::JobsServer::new(jobs))
+        .add_service(pb::sweeps_server::SweepsServer::new(sweeps))
         .add_service(pb::fleet_server::FleetServer::new(fleet))
         .add_service(artifacts.into_server())
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().cancelled_owned());

@@ -30,10 +30,14 @@ pub enum CancelError {
 
 /// Ends a job at its user's wish; its members are told to stop.
 pub async fn cancel(pool: &PgPool, job: JobId) -> Result<(), CancelError> {
+    cancel_because(pool, job, "cancelled by its user").await
+}
+
+/// Ends a job for this reason; its members are told to stop.
+pub async fn cancel_because(pool: &PgPool, job: JobId, message: &str) -> Result<(), CancelError> {
     let mut tx = pool.begin().await.map_err(DbError::from)?;
     let (state, fence) = queue::lock(&mut tx, job).await?.ok_or(CancelError::NotFound)?;
     let change = state.on(Cause::Cancelled)?;
-    let message = "cancelled by its user";
     queue::transition(&mut tx, job, change, message).await?;
     let fence = change.attempt().map(|_| &fence);
     events::append(&mut tx, job, Event::new("cancelled", message, fence)).await?;

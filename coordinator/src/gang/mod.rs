@@ -13,7 +13,7 @@ mod why;
 
 pub use advance::Moment;
 pub use conductor::Conductor;
-pub use end::{CancelError, cancel, give_up_loading};
+pub use end::{CancelError, cancel, cancel_because, give_up_loading};
 pub use finish::{Finish, finished, member_gone};
 pub use reclaim::{Answer, Claim, reclaim};
 pub use reports::{checkpoint_written, parted, report};

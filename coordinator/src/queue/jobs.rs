@@ -108,9 +108,17 @@ pub async fn create(pool: &PgPool, new: &NewJob) -> Result<Created, DbError> {
 }
 
 async fn insert(pool: &PgPool, new: &NewJob) -> Result<JobId, DbError> {
+    let mut tx = pool.begin().await?;
+    let message = format!("job {} was submitted", new.spec.display_name);
+    let job = insert_in(&mut tx, new, message).await?;
+    tx.commit().await?;
+    Ok(job)
+}
+
+/// Stores a job and its first event, which says this, within the caller's transaction.
+pub async fn insert_in(tx: &mut PgConnection, new: &NewJob, message: String) -> Result<JobId, DbError> {
     let job = JobId::new();
     let workers = new.spec.workers.unwrap_or_default();
-    let mut tx = pool.begin().await?;
     sqlx::query!(
         "insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority) values ($1, $2, $3, $4, $5, $6)",
         job.0,
@@ -122,9 +130,7 @@ async fn insert(pool: &PgPool, new: &NewJob) -> Result<JobId, DbError> {
     )
     .execute(&mut *tx)
     .await?;
-    let message = format!("job {} was submitted", new.spec.display_name);
-    events::append(&mut tx, job, Event::new("created", message, None)).await?;
-    tx.commit().await?;
+    events::append(tx, job, Event::new("created", message, None)).await?;
     Ok(job)
 }
 

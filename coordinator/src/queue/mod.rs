@@ -15,8 +15,8 @@ pub use gangs::{GangEntry, SeatEntry, gangs, troubled_places};
 pub use generations::{NewGeneration, members, open_generation, was_member};
 pub use held::{Held, held};
 pub use jobs::{
-    Created, JobRow, Live, NewJob, by_request_id, create, exists, get, list, lock, lock_live, lock_running,
-    record_failures, record_result, spec, transition,
+    Created, JobRow, Live, NewJob, by_request_id, create, exists, get, insert_in, list, lock, lock_live,
+    lock_running, record_failures, record_result, spec, transition,
 };
 pub use places::{
     Orphan, Place, Whereabouts, add_place, end_place, is_member, orphans, places, set_leaving, set_parted,
