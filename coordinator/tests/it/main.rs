@@ -17,4 +17,5 @@ mod race;
 mod reclaim;
 mod sharing;
 mod silence;
+mod sweeps;
 mod watch;
