@@ -24,7 +24,7 @@ const PING_DEADLINE: Duration = Duration::from_secs(20);
 /// Largest answer: a page of a thousand jobs with their specs fits many times over.
 const MAX_MESSAGE: usize = 32 << 20;
 /// The page size that is asked for when everything is wanted.
-const PAGE: i32 = 1000;
+pub(crate) const PAGE: i32 = 1000;
 /// A listing ends here at the latest, whatever the server says.
 const MAX_PAGES: usize = 1000;
 
@@ -227,7 +227,10 @@ pub(crate) fn jobs(channel: Channel) -> JobsClient<Channel> {
 }
 
 /// Collects a listing page by page until it ends or `limit` entries are there.
-async fn pages<T, F>(limit: usize, mut fetch: impl FnMut(String) -> F) -> Result<Vec<T>, ClientError>
+pub(crate) async fn pages<T, F>(
+    limit: usize,
+    mut fetch: impl FnMut(String) -> F,
+) -> Result<Vec<T>, ClientError>
 where
     F: Future<Output = Result<(Vec<T>, String), ClientError>>,
 {

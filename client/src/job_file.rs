@@ -56,13 +56,18 @@ pub struct Sent {
 }
 
 impl JobFile {
+    /// A job file with this text, whose relative paths begin at the folder of `path`.
+    pub fn new(path: &Path, text: String) -> Self {
+        Self { path: path.to_owned(), text, base: None }
+    }
+
     /// Reads a job file. Blocks.
     ///
     /// # Errors
     /// `File` when it cannot be read.
     pub fn read(path: &Path) -> Result<Self, ClientError> {
         let text = fs::read_to_string(path).map_err(ClientError::file(path))?;
-        Ok(Self { path: path.to_owned(), text, base: None })
+        Ok(Self::new(path, text))
     }
 
     /// Brings the base here, where the job file names it by hub id or by a store's URL; a branch or tag of the hub becomes

@@ -22,6 +22,7 @@ mod job_file;
 mod names;
 mod remote_base;
 mod retry;
+mod sweeps;
 mod watch;
 
 pub use artifacts::{Progress, ProgressFor, Uploaded, base_file, checkpoint_file, dataset};
@@ -33,5 +34,6 @@ pub use hub::{Hub, HubBase, HubConfig, HubError};
 pub use job_file::{JobFile, Sent};
 pub use lorafleet_proto::v1 as pb;
 pub use lorafleet_spec::FieldError;
-pub use names::{checkpoint_name, job_name, short_id};
+pub use names::{checkpoint_name, job_name, short_id, sweep_name};
+pub use sweeps::{SweepFile, is_over};
 pub use watch::{Update, Watch, is_terminal};

@@ -16,6 +16,19 @@ pub fn job_name(typed: &str) -> Result<String, ClientError> {
     Ok(format!("jobs/{id}"))
 }
 
+/// The resource name of a sweep (`sweeps/x`) from what a user typed: `x` or `sweeps/x`.
+///
+/// # Errors
+/// `Invalid` when it is empty or names something inside a sweep.
+pub fn sweep_name(typed: &str) -> Result<String, ClientError> {
+    let id = typed.strip_prefix("sweeps/").unwrap_or(typed);
+    if id.is_empty() || id.contains('/') || id.chars().any(char::is_whitespace) {
+        let message = format!("'{typed}' is not a sweep: give its id (x) or its name (sweeps/x)");
+        return Err(invalid("SWEEP", message));
+    }
+    Ok(format!("sweeps/{id}"))
+}
+
 /// The resource name of a checkpoint from what a user typed: its id within `job`, or its whole name.
 ///
 /// # Errors

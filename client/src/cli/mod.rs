@@ -14,6 +14,7 @@ mod logs;
 mod merge;
 mod output;
 mod submit;
+mod sweep;
 mod transfer;
 mod validate;
 mod watch;
@@ -64,6 +65,8 @@ enum Command {
     Checkpoints(checkpoints::Args),
     /// Fetch a job's adapter, as a PEFT folder; after full fine-tuning its model, as a Hugging Face folder.
     Download(download::Args),
+    /// Many jobs of one file that differ in a few fields.
+    Sweep(sweep::Args),
     /// List the fleet's workers.
     Workers(workers::Args),
     /// Say what is wrong with a job file, its base and its data, without a fleet.
@@ -92,6 +95,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Logs(args) => logs::run(args, &fleet).await,
         Command::Checkpoints(args) => checkpoints::run(args, &fleet).await,
         Command::Download(args) => download::run(args, &fleet).await,
+        Command::Sweep(args) => sweep::run(args, &fleet).await,
         Command::Workers(args) => workers::run(args, &fleet).await,
         Command::Validate(args) => validate::run(&args),
         Command::Generate(args) => generate::run(args, &fleet).await,

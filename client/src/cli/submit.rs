@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use lorafleet::{ClientError, FieldError, JobFile, pb, short_id};
+use lorafleet::{ClientError, FieldError, JobFile, short_id};
+use lorafleet_spec::validate::Report;
 use uuid::Uuid;
 
 use super::{
@@ -33,7 +34,8 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
             FieldError::new("--download", "needs --watch: there is no adapter before the job has ended");
         return Err(ClientError::invalid("the command line is not right:", vec![mistake]).into());
     }
-    let (file, mut spec) = checked(args.file).await?;
+    let (file, report) = checked_file(JobFile::read(&args.file)?).await?;
+    let mut spec = report.spec;
     let client = fleet.connect().await?;
     for sent in client.upload_sources(&mut spec, &file, &transfer::by_name()).await? {
         let what = if sent.already_present { "is in the fleet already" } else { "is sent" };
@@ -60,9 +62,8 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Reads a job file and everything that it names; all mistakes at once.
-async fn checked(path: PathBuf) -> anyhow::Result<(JobFile, pb::JobSpec)> {
-    let mut file = JobFile::read(&path)?;
+/// Checks a job file and everything that it names; all mistakes at once.
+pub(super) async fn checked_file(mut file: JobFile) -> anyhow::Result<(JobFile, Report)> {
     if file.base_is_elsewhere() {
         // A misspelt field is told before gigabytes are fetched.
         let errors = file.report().errors;
@@ -76,8 +77,9 @@ async fn checked(path: PathBuf) -> anyhow::Result<(JobFile, pb::JobSpec)> {
         match report.errors.is_empty() {
             true => {
                 // What is learned, what is cut off and what is left out, before it is trained on.
-                eprint!("{}", report.summary.map(|summary| summary.data()).unwrap_or_default());
-                Ok((file, report.spec))
+                let data = report.summary.as_ref().map(|summary| summary.data());
+                eprint!("{}", data.unwrap_or_default());
+                Ok((file, report))
             }
             false => Err(file.mistakes(report.errors)),
         }

@@ -3,11 +3,13 @@
 mod job;
 mod progress;
 mod summary;
+mod sweep;
 mod table;
 mod text;
 
 pub use job::{describe_job, event_line, score_name, state_name, worker_state_name};
 pub use progress::Progress;
 pub use summary::{Adapter, summary};
+pub use sweep::{describe_sweep, sweep_line, sweep_state_name};
 pub use table::Table;
 pub use text::{age, bytes, duration, number};
