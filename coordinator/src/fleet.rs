@@ -1,5 +1,7 @@
 //! Workers and their leases: registration, heartbeats, expiry, and what of the fleet is free.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
 use sqlx::{PgPool, types::Json};
@@ -73,8 +75,9 @@ async fn register_once(pool: &PgPool, request: &pb::RegisterWorkerRequest) -> Re
     .await?;
     sqlx::query!(
         "with made as (
-           insert into workers (worker_id, name, resources, kind, slots, collective_address, process_id)
-           values ($1, $2, $3, $4, $5, $6, $7) returning worker_id
+           insert into workers (worker_id, name, resources, kind, slots, collective_address, process_id,
+                                labels)
+           values ($1, $2, $3, $4, $5, $6, $7, $8) returning worker_id
          ) insert into worker_leases (worker_id) select worker_id from made",
         worker.0,
         request.name,
@@ -83,6 +86,7 @@ async fn register_once(pool: &PgPool, request: &pb::RegisterWorkerRequest) -> Re
         convert::to_i32(resources.slots),
         request.collective_address,
         request.process_id,
+        Json(scheduler::labels_of(request)) as _,
     )
     .execute(&mut *tx)
     .await?;
@@ -190,23 +194,23 @@ pub async fn set_draining(pool: &PgPool, worker: WorkerId, draining: bool) -> Re
 /// likely dead: it gets nothing before it is heard of again.
 pub async fn free(pool: &PgPool) -> Result<Vec<scheduler::Worker>, DbError> {
     let rows = sqlx::query!(
-        r#"select w.worker_id, w.kind, w.slots,
+        r#"select w.worker_id, w.kind, w.slots, w.labels as "labels: Json<BTreeMap<String, String>>",
                   array(select m.slot from places m where m.worker_id = w.worker_id and m.live) as "taken!"
            from workers w join worker_leases l on l.worker_id = w.worker_id and not l.closed
            where w.state = 'LIVE' and not w.draining order by w.number"#
     )
     .fetch_all(pool)
     .await?;
-    let worker = |(id, kind, slots, taken): (Uuid, String, i32, Vec<i32>)| scheduler::Worker {
-        worker: WorkerId(id),
-        kind: kind.into(),
-        device: "".into(),
-        labels: scheduler::Labels::none(),
+    let workers = rows.into_iter().map(|row| scheduler::Worker {
+        worker: WorkerId(row.worker_id),
+        kind: row.kind.into(),
+        device: row.labels.get(scheduler::DEVICE).cloned().unwrap_or_default().into(),
+        labels: Arc::new(row.labels.0.into_iter().collect()),
         bases: Vec::new(),
         idle: std::time::Duration::ZERO,
-        free: (0..slots).filter(|slot| !taken.contains(slot)).map(convert::to_u32).collect(),
-    };
-    Ok(rows.into_iter().map(|row| worker((row.worker_id, row.kind, row.slots, row.taken))).collect())
+        free: (0..row.slots).filter(|slot| !row.taken.contains(slot)).map(convert::to_u32).collect(),
+    });
+    Ok(workers.collect())
 }
 
 /// A worker's row, for the API.
@@ -226,6 +230,7 @@ pub async fn list(pool: &PgPool, after: (bool, i64), limit: u32) -> Result<Vec<W
         ListedWorker,
         r#"select w.number, w.name, w.state = 'GONE' as "gone!", w.draining,
                   w.resources as "resources: Json<pb::WorkerResources>", w.collective_address, w.register_time,
+                  w.labels as "labels: Json<BTreeMap<String, String>>",
                   array(select m.job_id from places m where m.worker_id = w.worker_id and m.live
                         order by m.slot) as "jobs!"
            from workers w where (w.state = 'GONE', w.number) > ($1, $2)
@@ -247,6 +252,7 @@ struct ListedWorker {
     resources: Json<pb::WorkerResources>,
     collective_address: String,
     register_time: DateTime<Utc>,
+    labels: Json<BTreeMap<String, String>>,
     jobs: Vec<Uuid>,
 }
 
@@ -264,6 +270,7 @@ impl ListedWorker {
             collective_address: self.collective_address,
             register_time: Some(convert::timestamp(self.register_time)),
             jobs: self.jobs.into_iter().map(|job| JobId(job).name()).collect(),
+            labels: self.labels.0,
         };
         WorkerRow { gone: self.gone, number: self.number, message }
     }

@@ -14,6 +14,8 @@ pub enum JobState {
     Queued,
     /// An attempt is live.
     Running,
+    /// Holds no workers until its user resumes it.
+    Paused,
     /// Ended well.
     Succeeded,
     /// Ended badly.
@@ -59,8 +61,10 @@ pub enum Cause {
     Started,
     /// A member reported the end of training.
     Succeeded,
-    /// A member reported the job's own fault.
+    /// The job's own fault, or its time is over.
     Failed,
+    /// A member reported a failure of the job's own that may heal, and the job has tries left.
+    Retried,
     /// The gang is gone; `exhausted` when that happened too often in a row.
     Lost {
         /// See [`infrastructure_failures`].
@@ -68,7 +72,13 @@ pub enum Cause {
     },
     /// The gang gave the job back at a step boundary.
     Released,
-    /// The user wants no more of it.
+    /// The gang gave the job back for one of higher priority.
+    Preempted,
+    /// Its user wants it to hold no workers.
+    Paused,
+    /// Its user wants it to go on.
+    Resumed,
+    /// The user wants no more of it, or what it comes after did not succeed.
     Cancelled,
 }
 
@@ -118,18 +128,24 @@ pub fn infrastructure_failures(before: u32, made_new_step: bool) -> (u32, bool) 
 
 impl JobState {
     /// All states.
-    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled];
+    pub const ALL: [Self; 6] =
+        [Self::Queued, Self::Running, Self::Paused, Self::Succeeded, Self::Failed, Self::Cancelled];
 
     /// The one place that says which transitions exist.
     pub fn on(self, cause: Cause) -> Result<Transition, Illegal> {
-        use JobState::{Cancelled, Failed, Queued, Running, Succeeded};
+        use JobState::{Cancelled, Failed, Paused, Queued, Running, Succeeded};
         let (to, attempt) = match (self, cause) {
             (Queued, Cause::Started) => (Running, None),
-            (Queued, Cause::Cancelled) => (Cancelled, None),
+            (Queued, Cause::Paused) => (Paused, None),
+            (Paused, Cause::Resumed) => (Queued, None),
+            (Queued | Paused, Cause::Cancelled) => (Cancelled, None),
+            (Queued | Paused, Cause::Failed) => (Failed, None),
             (Running, Cause::Cancelled) => (Cancelled, Some(AttemptState::Cancelled)),
             (Running, Cause::Succeeded) => (Succeeded, Some(AttemptState::Succeeded)),
             (Running, Cause::Failed) => (Failed, Some(AttemptState::Failed)),
-            (Running, Cause::Released) => (Queued, Some(AttemptState::Released)),
+            (Running, Cause::Retried) => (Queued, Some(AttemptState::Failed)),
+            (Running, Cause::Released | Cause::Preempted) => (Queued, Some(AttemptState::Released)),
+            (Running, Cause::Paused) => (Paused, Some(AttemptState::Released)),
             (Running, Cause::Lost { exhausted: false }) => (Queued, Some(AttemptState::Lost)),
             (Running, Cause::Lost { exhausted: true }) => (Failed, Some(AttemptState::Lost)),
             (from, cause) => return Err(Illegal { from, cause }),
@@ -147,6 +163,7 @@ impl JobState {
         match self {
             Self::Queued => "QUEUED",
             Self::Running => "RUNNING",
+            Self::Paused => "PAUSED",
             Self::Succeeded => "SUCCEEDED",
             Self::Failed => "FAILED",
             Self::Cancelled => "CANCELLED",
@@ -164,6 +181,7 @@ impl From<JobState> for pb::JobState {
         match state {
             JobState::Queued => Self::Queued,
             JobState::Running => Self::Running,
+            JobState::Paused => Self::Paused,
             JobState::Succeeded => Self::Succeeded,
             JobState::Failed => Self::Failed,
             JobState::Cancelled => Self::Cancelled,
@@ -287,7 +305,11 @@ mod tests {
             Just(Cause::Succeeded),
             Just(Cause::Failed),
             any::<bool>().prop_map(|exhausted| Cause::Lost { exhausted }),
+            Just(Cause::Retried),
             Just(Cause::Released),
+            Just(Cause::Preempted),
+            Just(Cause::Paused),
+            Just(Cause::Resumed),
             Just(Cause::Cancelled),
         ]
     }
@@ -326,6 +348,16 @@ mod tests {
                 count = next;
             }
         }
+    }
+
+    #[test]
+    fn a_pause_ends_by_resuming_and_holds_no_attempt() {
+        let paused = JobState::Running.on(Cause::Paused).unwrap();
+        assert_eq!((paused.to(), paused.attempt()), (JobState::Paused, Some(AttemptState::Released)));
+        assert!(JobState::Paused.on(Cause::Started).is_err());
+        assert!(JobState::Paused.on(Cause::Paused).is_err());
+        assert_eq!(JobState::Paused.on(Cause::Resumed).unwrap().to(), JobState::Queued);
+        assert!(JobState::Queued.on(Cause::Resumed).is_err());
     }
 
     #[test]

@@ -6,9 +6,11 @@ mod yaml;
 
 use std::{collections::BTreeMap, fmt};
 
+use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
 
 pub use defaults::{Defaults, fill_defaults};
+pub use check::{check_label, MAX_AFTER};
 pub use yaml::parse_yaml;
 pub(crate) use yaml::{covers, parse_root, read_fields, read_lenient};
 
@@ -63,6 +65,8 @@ pub struct Job {
     pub workers: WorkersSpec,
     /// The higher goes first.
     pub priority: i32,
+    /// When and where it may run.
+    pub queue: QueueSpec,
 }
 
 /// A base or a data set: where its user found it, and its content.
@@ -355,6 +359,23 @@ pub struct WorkersSpec {
     pub min: u32,
     /// It never uses more.
     pub max: u32,
+}
+
+/// When and where a job may run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueSpec {
+    /// Labels that its workers must have.
+    pub selector: BTreeMap<String, String>,
+    /// It does not start before.
+    pub not_before: Option<DateTime<Utc>>,
+    /// It fails when it has not ended by then; after `not_before`.
+    pub deadline: Option<DateTime<Utc>>,
+    /// It fails when its attempts together ran longer.
+    pub max_run_seconds: Option<u64>,
+    /// Jobs that must have succeeded before it starts: `jobs/{id}`, or names within one submission.
+    pub after: Vec<String>,
+    /// Tries beyond the first after failures that may heal.
+    pub retries: u32,
 }
 
 impl TrainSpec {

@@ -15,6 +15,6 @@ pub mod validate;
 
 pub use base::{BaseError, BaseShape};
 pub use data::{DataError, Dataset, Example, Tokenizer};
-pub use job::{FieldError, Job, fill_defaults, parse_yaml};
+pub use job::{FieldError, Job, check_label, fill_defaults, parse_yaml};
 pub use sampler::Sampler;
 pub use targets::Target;

@@ -127,6 +127,11 @@ pub struct ServeArgs {
     )]
     pub health_listen: SocketAddr,
 
+    /// A label that jobs can ask for in `queue.selector`, such as zone=a; may be repeated. Every worker has `device`.
+    #[arg(long = "label", env = "LORAFLEET_WORKER_LABELS", value_delimiter = ',', value_parser = parse_label,
+          value_name = "NAME=VALUE")]
+    pub labels: Vec<(String, String)>,
+
     /// How logs look: `human` or `json`.
     #[arg(long, env = "LORAFLEET_LOG_FORMAT", default_value = "human")]
     pub log_format: LogFormat,
@@ -304,6 +309,20 @@ pub fn cores() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
+/// Reads `NAME=VALUE`.
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE, as in zone=a"))?;
+    for part in [name, value] {
+        if let Some(wrong) = lorafleet_spec::check_label(part) {
+            return Err(format!("a part of it {wrong}"));
+        }
+    }
+    if name == "device" {
+        return Err("every worker has the label `device` by itself; choose another name".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 fn has_port(host: &str) -> bool {
     // "[::1]" has colons but no port.
     host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
@@ -349,6 +368,16 @@ mod tests {
         let error = parse(&["--listen", "0.0.0.0:7000"]).check().unwrap_err();
         assert!(error.contains("--collective-advertise"), "{error}");
         assert!(parse(&["--peer-silence", "1s"]).check().is_err());
+    }
+
+    #[test]
+    fn labels_are_names_with_values() {
+        let args = parse(&["--label", "zone=a", "--label", "disk=fast,rack=7"]);
+        let labels: Vec<String> = args.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(labels, ["zone=a", "disk=fast", "rack=7"]);
+        for wrong in ["zone", "zone=", "device=h200", "zone=a b"] {
+            assert!(Cli::try_parse_from(["lorafleet-worker", "--label", wrong]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

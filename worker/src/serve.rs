@@ -38,6 +38,7 @@ pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         collective_address: args.advertised(workshop.listener.local_address()),
         store: args.store.clone(),
         drain_limit: args.drain_limit,
+        labels: args.labels.iter().cloned().collect(),
     };
     let drain = CancellationToken::new();
     let collective = options.collective_address.clone();

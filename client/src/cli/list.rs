@@ -23,6 +23,7 @@ pub struct Args {
 enum State {
     Queued,
     Running,
+    Paused,
     Succeeded,
     Failed,
     Cancelled,
@@ -33,6 +34,7 @@ impl From<State> for pb::JobState {
         match state {
             State::Queued => Self::Queued,
             State::Running => Self::Running,
+            State::Paused => Self::Paused,
             State::Succeeded => Self::Succeeded,
             State::Failed => Self::Failed,
             State::Cancelled => Self::Cancelled,

@@ -13,6 +13,7 @@ pub fn state_name(state: pb::JobState) -> &'static str {
         pb::JobState::Unspecified => "unknown",
         pb::JobState::Queued => "queued",
         pb::JobState::Running => "running",
+        pb::JobState::Paused => "paused",
         pb::JobState::Succeeded => "succeeded",
         pb::JobState::Failed => "failed",
         pb::JobState::Cancelled => "cancelled",

@@ -7,6 +7,7 @@ use std::{
 
 use futures::Stream;
 use lorafleet_proto::{GANG_PROTOCOL_VERSION, v1 as pb};
+use lorafleet_spec::check_label;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -19,6 +20,7 @@ use crate::{
     hub::{self, Outbound, Seat},
     ids::WorkerId,
     intake::{Intake, IntakeError},
+    scheduler,
 };
 
 /// The first message of a stream must come within this time.
@@ -97,6 +99,15 @@ fn check_registration(request: &pb::RegisterWorkerRequest) -> Result<(), ApiErro
     };
     if !(1..=MAX_SLOTS).contains(&resources.slots) {
         return Err(ApiError::field("resources.slots", format!("must be 1 to {MAX_SLOTS}")));
+    }
+    for (name, value) in &request.labels {
+        let field = format!("labels.{name}");
+        if name == scheduler::DEVICE {
+            return Err(ApiError::field(field, "is filled in by the coordinator; choose another name"));
+        }
+        if let Some(wrong) = check_label(name).or_else(|| check_label(value)) {
+            return Err(ApiError::field(field, wrong));
+        }
     }
     if [&resources.kind, &resources.device, &resources.version].iter().any(|text| text.contains('\0')) {
         return Err(ApiError::field("resources", "must not contain NUL"));

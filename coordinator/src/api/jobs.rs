@@ -165,6 +165,7 @@ fn read_states(states: &[i32]) -> Result<Vec<JobState>, ApiError> {
     let read = |state: &i32| match pb::JobState::try_from(*state) {
         Ok(pb::JobState::Queued) => Ok(JobState::Queued),
         Ok(pb::JobState::Running) => Ok(JobState::Running),
+        Ok(pb::JobState::Paused) => Ok(JobState::Paused),
         Ok(pb::JobState::Succeeded) => Ok(JobState::Succeeded),
         Ok(pb::JobState::Failed) => Ok(JobState::Failed),
         Ok(pb::JobState::Cancelled) => Ok(JobState::Cancelled),

@@ -28,7 +28,7 @@ mod types;
 use std::time::Duration;
 
 use free::Free;
-pub use labels::Labels;
+pub use labels::{DEVICE, Labels, labels_of};
 pub use queue::Queue;
 pub use reason::{Reason, Words};
 pub use types::{Decision, Gang, Place, Queued, Seat, Standing, Tenant, Times, Worker};

@@ -22,7 +22,7 @@ fn fenced_writes(place: &Place) -> Vec<(&'static str, Up)> {
 
 /// Every kind of write that a worker can cause; what is not compared with the fence belongs to the place.
 fn writes(place: &Place) -> Vec<(&'static str, Up)> {
-    let failed = pb::finished::Outcome::Failed(pb::Failed { message: "late".into() });
+    let failed = pb::finished::Outcome::Failed(pb::Failed { message: "late".into(), may_heal: false });
     let mut writes = fenced_writes(place);
     writes.extend([
         ("ready", Up::Ready(pb::Ready { total_steps: 7, ..place.ready() })),

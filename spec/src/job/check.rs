@@ -2,14 +2,16 @@
 
 mod adapter;
 mod data;
+mod queue;
 mod train;
 
 use lorafleet_proto::v1 as pb;
 
 use super::{
-    AdapterSpec, CheckpointSpec, DataSpec, EvalSpec, FieldError, Job, Metric, Source, Task, TrainSpec,
+    AdapterSpec, CheckpointSpec, DataSpec, EvalSpec, FieldError, Job, Metric, QueueSpec, Source, Task, TrainSpec,
     WorkersSpec,
 };
+pub use queue::{MAX_AFTER, check_label};
 use crate::digest::is_sha256;
 
 /// Workers a job may use.
@@ -38,6 +40,7 @@ pub(crate) struct Parts {
     checkpoint: CheckpointSpec,
     workers: WorkersSpec,
     priority: i32,
+    queue: QueueSpec,
 }
 
 /// Checks every field.
@@ -56,6 +59,7 @@ pub(super) fn parts(spec: &pb::JobSpec) -> (Parts, Vec<FieldError>) {
         checkpoint: check.checkpoint(&spec.checkpoint.unwrap_or_default()),
         workers: check.workers(&spec.workers.unwrap_or_default(), train.micro_batches),
         priority: check.priority(spec.priority),
+        queue: check.queue(&spec.queue.clone().unwrap_or_default()),
     };
     (parts, check.0)
 }
@@ -79,6 +83,7 @@ impl Parts {
             checkpoint: self.checkpoint,
             workers: self.workers,
             priority: self.priority,
+            queue: self.queue,
         })
     }
 }

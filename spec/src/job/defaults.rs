@@ -48,6 +48,8 @@ impl Defaults {
     pub const KEEP: u32 = 3;
     /// Workers at most, as far as there are micro-batches for them.
     pub const MAX_WORKERS: u32 = 4;
+    /// Tries beyond the first after failures that may heal.
+    pub const RETRIES: u32 = 3;
 }
 
 /// Fills in every default.
@@ -80,6 +82,7 @@ pub fn fill_defaults(spec: &mut pb::JobSpec) {
     let workers = spec.workers.get_or_insert_with(Default::default);
     set_if_zero(&mut workers.min, 1);
     set_if_zero(&mut workers.max, Defaults::MAX_WORKERS.min(micro_batches).max(workers.min));
+    spec.queue.get_or_insert_with(new_queue);
 }
 
 /// Training defaults whose zero means something, so that they hold only where the whole message is absent.
@@ -100,6 +103,11 @@ pub(super) fn new_eval() -> pb::EvalSpec {
 /// Checkpoint defaults whose zero means something.
 pub(super) fn new_checkpoint() -> pb::CheckpointSpec {
     pb::CheckpointSpec { every: Defaults::CHECKPOINT_EVERY, ..Default::default() }
+}
+
+/// Queueing defaults whose zero means something.
+pub(super) fn new_queue() -> pb::QueueSpec {
+    pb::QueueSpec { retries: Defaults::RETRIES, ..Default::default() }
 }
 
 fn fill_adapter(adapter: &mut pb::AdapterSpec) {

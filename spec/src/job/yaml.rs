@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{
     FieldError,
     check::{self, Parts},
-    defaults::{Defaults, fill_defaults, new_checkpoint, new_eval, new_train},
+    defaults::{Defaults, fill_defaults, new_checkpoint, new_eval, new_queue, new_train},
 };
 
 /// Bytes that a job file may have; more is a mistake.
@@ -16,7 +16,7 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// The job file's sections and their fields; the first is the file itself.
 const SECTIONS: &[(&str, &[&str])] = &[
-    ("", &["name", "base", "task", "data", "adapter", "train", "eval", "checkpoint", "workers", "priority"]),
+    ("", &["name", "base", "task", "data", "adapter", "train", "eval", "checkpoint", "workers", "priority", "queue"]),
     ("data", &["train", "eval", "columns", "labels", "overlap", "loss_on"]),
     (
         "adapter",
@@ -67,6 +67,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("eval", &["every", "prompts", "max_new_tokens", "metric", "patience", "min_delta"]),
     ("checkpoint", &["every", "keep", "best", "keep_every"]),
     ("workers", &["min", "max"]),
+    ("queue", &["selector", "not_before", "deadline", "max_run_seconds", "after", "retries"]),
 ];
 
 /// Fields of a base or data set, where one is written as a mapping instead of a path.
@@ -103,6 +104,9 @@ const OPTIMIZERS: &[(&str, i32)] = &[
     ("sgd", pb::OptimizerKind::Sgd as i32),
     ("lion", pb::OptimizerKind::Lion as i32),
 ];
+
+/// Words of `priority`.
+const PRIORITIES: &[(&str, i32)] = &[("low", -100), ("normal", 0), ("high", 100), ("urgent", 1000)];
 
 /// Words of `eval.metric`.
 const METRICS: &[(&str, i32)] = &[
@@ -216,7 +220,7 @@ impl Reader {
                     ("classification", pb::Task::Classification as i32),
                 ],
             ),
-            priority: self.integer(&root, "priority").unwrap_or_default(),
+            priority: self.priority(&root).unwrap_or_default(),
             ..Default::default()
         };
         spec.data = self.section(&root, "data").map(|section| self.data(&section));
@@ -246,7 +250,19 @@ impl Reader {
             min: self.whole32(&section, "min", 1).unwrap_or_default(),
             max: self.whole32(&section, "max", 1).unwrap_or_default(),
         });
+        spec.queue = self.section(&root, "queue").map(|section| self.queue(&section));
         spec
+    }
+
+    fn queue(&mut self, section: &Section<'_>) -> pb::QueueSpec {
+        pb::QueueSpec {
+            selector: self.texts_by_name(section, "selector"),
+            not_before: self.string(section, "not_before").unwrap_or_default(),
+            deadline: self.string(section, "deadline").unwrap_or_default(),
+            max_run_seconds: self.whole(section, "max_run_seconds", 0, u64::MAX).unwrap_or_default(),
+            after: self.strings(section, "after"),
+            retries: self.whole32(section, "retries", 0).unwrap_or(new_queue().retries),
+        }
     }
 
     fn data(&mut self, section: &Section<'_>) -> pb::DataSpec {

@@ -52,6 +52,8 @@ pub struct AgentOptions {
     pub store: Option<String>,
     /// How long a draining worker waits for its run to reach a step boundary.
     pub drain_limit: Duration,
+    /// Labels that jobs can ask for.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Why an agent gives up.
@@ -254,6 +256,7 @@ impl Agent {
             resources: Some(self.options.resources.clone()),
             collective_address: self.options.collective_address.clone(),
             process_id: self.process_id.clone(),
+            labels: self.options.labels.clone(),
         };
         loop {
             let call = tokio::time::timeout(CALL, self.client.register_worker(request.clone())).await;

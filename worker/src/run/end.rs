@@ -37,7 +37,7 @@ impl End {
     /// As the coordinator is told.
     pub fn outcome(self) -> Outcome {
         match self {
-            Self::Failed(message) => Outcome::Failed(pb::Failed { message }),
+            Self::Failed(message) => Outcome::Failed(pb::Failed { message, may_heal: false }),
             Self::Lost(message) => Outcome::Lost(pb::Lost { message, suspects: Vec::new() }),
             Self::Released { step } => Outcome::Released(pb::Released { step }),
             Self::Stopped => Outcome::Stopped(pb::Stopped {}),

@@ -42,6 +42,7 @@ impl Worker {
             collective_address: listener.local_address().to_string(),
             store: None,
             drain_limit: PATIENCE,
+            labels: Default::default(),
         };
         let workshop = Workshop {
             cache: Cache::open(&fleet.dir.path().join(name)).unwrap(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Reader, SECTIONS, SOURCE_FIELDS, Section, join, kind};
+use super::{PRIORITIES, Reader, SECTIONS, SOURCE_FIELDS, Section, join, kind};
 use crate::job::{FieldError, file_path};
 
 impl Reader {
@@ -89,6 +89,14 @@ impl Reader {
 
     pub(super) fn whole32(&mut self, section: &Section<'_>, field: &str, min: u64) -> Option<u32> {
         self.whole(section, field, min, u64::from(u32::MAX)).and_then(|number| u32::try_from(number).ok())
+    }
+
+    /// A number or one of a few words.
+    pub(super) fn priority(&mut self, section: &Section<'_>) -> Option<i32> {
+        if section.get("priority").is_some_and(Value::is_string) {
+            return Some(self.choice(section, "priority", PRIORITIES));
+        }
+        self.integer(section, "priority")
     }
 
     /// A whole number, which may be negative.
