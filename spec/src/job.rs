@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, fmt};
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
 
+pub use check::{MAX_AFTER, check_label};
 pub use defaults::{Defaults, fill_defaults};
-pub use check::{check_label, MAX_AFTER};
 pub use yaml::parse_yaml;
 pub(crate) use yaml::{covers, parse_root, read_fields, read_lenient};
 

@@ -311,7 +311,8 @@ pub fn cores() -> usize {
 
 /// Reads `NAME=VALUE`.
 fn parse_label(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE, as in zone=a"))?;
+    let (name, value) =
+        text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE, as in zone=a"))?;
     for part in [name, value] {
         if let Some(wrong) = lorafleet_spec::check_label(part) {
             return Err(format!("a part of it {wrong}"));

@@ -8,7 +8,6 @@ use uuid::Uuid;
 use crate::{
     convert,
     db::{DbError, text},
-    events::{self, Event},
     ids::{Fence, JobId},
     job::{JobState, Phase, Transition},
     points,
@@ -16,24 +15,6 @@ use crate::{
 
 /// Longest state message that is kept, in bytes.
 const MAX_STATE_MESSAGE: usize = 4096;
-
-/// What CreateJob stores.
-#[derive(Clone, Debug)]
-pub struct NewJob {
-    /// With defaults filled in, and valid.
-    pub spec: pb::JobSpec,
-    /// The client's key of idempotence.
-    pub request_id: Option<Uuid>,
-}
-
-/// What became of a [`NewJob`].
-#[derive(Clone, Debug)]
-pub enum Created {
-    /// It was stored.
-    New(JobId),
-    /// Its request_id was used before, for this job.
-    Before(JobId, Box<pb::JobSpec>),
-}
 
 /// A job's row.
 #[derive(Clone, Debug)]
@@ -53,6 +34,9 @@ pub struct JobRow {
     generation: i32,
     world_size: i32,
     infrastructure_failures: i32,
+    retries_used: i32,
+    preemptions: i32,
+    run_seconds: f64,
     last_event: i64,
     result: Option<Json<pb::JobResult>>,
 }
@@ -88,50 +72,13 @@ macro_rules! select_job {
         sqlx::query_as!(
             JobRow,
             r#"select job_id, number, spec as "spec: Json<pb::JobSpec>", state, state_message, create_time, start_time,
-                      end_time, step, total_steps, attempt, generation, world_size, infrastructure_failures, last_event,
+                      end_time, step, total_steps, attempt, generation, world_size, infrastructure_failures, retries_used,
+                      preemptions, run_seconds, last_event,
                       result as "result: Json<pb::JobResult>"
                from jobs "# + $tail
             $(, $argument)*
         )
     };
-}
-
-/// Stores a job and its first event, in one transaction; or finds the one that the same request_id made before.
-pub async fn create(pool: &PgPool, new: &NewJob) -> Result<Created, DbError> {
-    match (insert(pool, new).await, new.request_id) {
-        (Err(error), Some(request_id)) if error.unique_violation() == Some("jobs_request_id_key") => {
-            let before = by_request_id(pool, request_id).await?;
-            before.map(|(job, spec)| Created::Before(job, Box::new(spec))).ok_or(error)
-        }
-        (other, _) => other.map(Created::New),
-    }
-}
-
-async fn insert(pool: &PgPool, new: &NewJob) -> Result<JobId, DbError> {
-    let mut tx = pool.begin().await?;
-    let message = format!("job {} was submitted", new.spec.display_name);
-    let job = insert_in(&mut tx, new, message).await?;
-    tx.commit().await?;
-    Ok(job)
-}
-
-/// Stores a job and its first event, which says this, within the caller's transaction.
-pub async fn insert_in(tx: &mut PgConnection, new: &NewJob, message: String) -> Result<JobId, DbError> {
-    let job = JobId::new();
-    let workers = new.spec.workers.unwrap_or_default();
-    sqlx::query!(
-        "insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority) values ($1, $2, $3, $4, $5, $6)",
-        job.0,
-        new.request_id,
-        Json(&new.spec) as _,
-        convert::to_i32(workers.min),
-        convert::to_i32(workers.max),
-        new.spec.priority,
-    )
-    .execute(&mut *tx)
-    .await?;
-    events::append(tx, job, Event::new("created", message, None)).await?;
-    Ok(job)
 }
 
 /// The job that a request_id made, and its spec.
@@ -258,6 +205,11 @@ pub async fn transition(
         "update jobs set state = $3, state_message = $4,
                 start_time = case when $3 = 'RUNNING' then coalesce(start_time, now()) else start_time end,
                 world_size = case when $3 = 'RUNNING' then world_size else 0 end,
+                queue_time = case when $3 = 'QUEUED' then now() else queue_time end,
+                queue_position = null, start_estimate_seconds = null, yielding = null,
+                run_seconds = run_seconds + case when $6 then coalesce(
+                    (select extract(epoch from now() - a.start_time)::float8 from attempts a
+                     where a.job_id = jobs.job_id and a.attempt = jobs.attempt), 0) else 0 end,
                 end_time = case when $5 then now() end
          where job_id = $1 and state = $2",
         job.0,
@@ -265,10 +217,17 @@ pub async fn transition(
         change.to().as_str(),
         message,
         change.to().is_terminal(),
+        change.attempt().is_some(),
     )
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
     let moved = done.rows_affected() == 1;
+    if moved && change.to().is_terminal() {
+        // After the row, whose lock orders this with jobs that are stored to come after it.
+        sqlx::query!("update job_dependencies set ended = true where after_job_id = $1 and not ended", job.0)
+            .execute(tx)
+            .await?;
+    }
     if moved {
         crate::metrics::transition(change);
     }
@@ -292,7 +251,7 @@ pub async fn record_failures(tx: &mut PgConnection, job: JobId, count: u32) -> R
     Ok(())
 }
 
-fn parse_state(state: &str) -> Result<JobState, DbError> {
+pub(super) fn parse_state(state: &str) -> Result<JobState, DbError> {
     JobState::parse(state).ok_or_else(|| DbError::Data(format!("job state {state}")))
 }
 
@@ -342,6 +301,9 @@ impl JobRow {
             generation: convert::to_u32(self.generation),
             world_size: convert::to_u32(self.world_size),
             infrastructure_failures: convert::to_u32(self.infrastructure_failures),
+            retries_used: convert::to_u32(self.retries_used),
+            preemptions: convert::to_u32(self.preemptions),
+            run_seconds: self.run_seconds,
             latest,
             result: self.result.map(|result| result.0),
         })

@@ -1,6 +1,7 @@
 //! Every SQL statement about jobs, attempts, generations and the places that workers hold in them.
 
 mod attempts;
+mod create;
 mod gangs;
 mod generations;
 mod held;
@@ -11,12 +12,14 @@ mod snapshot;
 pub use attempts::{
     close, jobs_that_wait_for, list_attempts, live_attempt, loading, open_attempt, set_total_steps,
 };
+pub use create::{Created, NewJob, create, create_all, insert_in, is_repeated, states};
 pub use gangs::{GangEntry, SeatEntry, gangs, troubled_places};
 pub use generations::{NewGeneration, members, open_generation, was_member};
 pub use held::{Held, held};
+use jobs::parse_state as parse_job_state;
 pub use jobs::{
-    Created, JobRow, Live, NewJob, by_request_id, create, exists, get, insert_in, list, lock, lock_live,
-    lock_running, record_failures, record_result, spec, transition,
+    JobRow, Live, by_request_id, exists, get, list, lock, lock_live, lock_running, record_failures,
+    record_result, spec, transition,
 };
 pub use places::{
     Orphan, Place, Whereabouts, add_place, end_place, is_member, orphans, places, set_leaving, set_parted,

@@ -33,10 +33,10 @@ pub async fn queued(pool: &PgPool, workers: u32) -> Result<Vec<QueueEntry>, DbEr
                   priority as "priority!",
                   state_message as "message!"
            from (
-             (select * from jobs where state = 'QUEUED' and workers_min <= $1
+             (select * from jobs where state = 'QUEUED' and not held and workers_min <= $1
               order by priority desc, number limit $2)
              union all
-             (select * from jobs where state = 'QUEUED' and workers_min > $1
+             (select * from jobs where state = 'QUEUED' and not held and workers_min > $1
               order by priority desc, number limit $3)
            ) head order by priority desc, number"#,
         convert::to_i32(workers),

@@ -183,7 +183,8 @@ async fn a_newcomer_that_loaded_something_else_or_fails_harms_nobody() {
     seat(&bed, &job, &other).await;
     let place = other.assigned().await;
     assert_eq!(place.assign.place, 3, "never given twice");
-    let failed = pb::finished::Outcome::Failed(pb::Failed { message: "its disk is full".into(), may_heal: false });
+    let failed =
+        pb::finished::Outcome::Failed(pb::Failed { message: "its disk is full".into(), may_heal: false });
     other.finish(&place, failed).await;
     assert_eq!(said(&coordinator, &job, "lost").await, "worker b could not join: its disk is full");
     first.worker.progress(&first.place, 1..=2).await;

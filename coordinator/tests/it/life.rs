@@ -160,7 +160,8 @@ async fn the_jobs_own_fault_fails_it_with_its_message() {
     let job = coordinator.submit(bed.spec(1, 1)).await;
     let (place, _) = a.start().await;
     let message = "the loss is NaN at step 3: lower train.lr";
-    a.finish(&place, pb::finished::Outcome::Failed(pb::Failed { message: message.into(), may_heal: false })).await;
+    a.finish(&place, pb::finished::Outcome::Failed(pb::Failed { message: message.into(), may_heal: false }))
+        .await;
     let failed = coordinator.until_state(&job, JobState::Failed).await;
     assert_eq!(failed.state_message, message);
     assert_eq!(coordinator.attempts(&job).await[0].state(), AttemptState::Failed);

@@ -8,11 +8,11 @@ mod train;
 use lorafleet_proto::v1 as pb;
 
 use super::{
-    AdapterSpec, CheckpointSpec, DataSpec, EvalSpec, FieldError, Job, Metric, QueueSpec, Source, Task, TrainSpec,
-    WorkersSpec,
+    AdapterSpec, CheckpointSpec, DataSpec, EvalSpec, FieldError, Job, Metric, QueueSpec, Source, Task,
+    TrainSpec, WorkersSpec,
 };
-pub use queue::{MAX_AFTER, check_label};
 use crate::digest::is_sha256;
+pub use queue::{MAX_AFTER, check_label};
 
 /// Workers a job may use.
 const MAX_WORKERS: u32 = 1024;

@@ -16,7 +16,22 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// The job file's sections and their fields; the first is the file itself.
 const SECTIONS: &[(&str, &[&str])] = &[
-    ("", &["name", "base", "task", "data", "adapter", "train", "eval", "checkpoint", "workers", "priority", "queue"]),
+    (
+        "",
+        &[
+            "name",
+            "base",
+            "task",
+            "data",
+            "adapter",
+            "train",
+            "eval",
+            "checkpoint",
+            "workers",
+            "priority",
+            "queue",
+        ],
+    ),
     ("data", &["train", "eval", "columns", "labels", "overlap", "loss_on"]),
     (
         "adapter",

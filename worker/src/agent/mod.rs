@@ -9,6 +9,7 @@ mod slot;
 mod tidy;
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
