@@ -49,6 +49,7 @@ pub fn registration(name: &str) -> pb::RegisterWorkerRequest {
             version: "0".into(),
         }),
         collective_address: "127.0.0.1:9".into(),
+        labels: Default::default(),
         process_id: uuid::Uuid::new_v4().to_string(),
     }
 }
