@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use lorafleet_spec::validate;
+use lorafleet_spec::{sweep, validate};
 
 /// The job files of a page: its YAML blocks that name a base.
 fn job_files(page: &str) -> impl Iterator<Item = &str> {
@@ -22,6 +22,8 @@ fn every_job_file_in_the_docs_is_valid() {
         let page = fs::read_to_string(&path).expect("a page is text");
         for text in job_files(&page) {
             count += 1;
+            let of_sweep = text.lines().any(|line| line.starts_with("sweep:")).then(|| one_of_sweep(text));
+            let text = of_sweep.as_deref().unwrap_or(text);
             let report = validate::job_file(text, &root.join("examples"));
             // The adapter to continue from is the reader's own.
             let errors: Vec<_> =
@@ -30,4 +32,18 @@ fn every_job_file_in_the_docs_is_valid() {
         }
     }
     assert!(count >= 10, "only {count} job files were found");
+}
+
+/// The job file within a sweep file whose children are in order.
+fn one_of_sweep(text: &str) -> String {
+    let file = sweep::parse_sweep(text).unwrap_or_else(|errors| panic!("{text}\n{errors:#?}"));
+    sweep::expand(&file.spec, &file.sweep).unwrap_or_else(|errors| panic!("{text}\n{errors:#?}"));
+    file.job_file
+}
+
+#[test]
+fn the_example_sweep_is_in_order() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let text = one_of_sweep(&fs::read_to_string(examples.join("sweep.yaml")).expect("the example"));
+    assert_eq!(validate::job_file(&text, &examples).errors, []);
 }

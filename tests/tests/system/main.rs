@@ -12,5 +12,6 @@ mod no_shared_folder;
 mod outages;
 mod polite;
 mod same_adapter;
+mod sweep;
 mod two_jobs;
 mod up;
