@@ -95,6 +95,8 @@ fn s3(url: &Url, variables: &Variables) -> object_store::Result<Arc<dyn ObjectSt
     let mut builder = AmazonS3Builder::new()
         .with_url(url.as_str())
         .with_client_options(client(endpoint))
+        // Encryption says whether a body arrived as it was sent; a hash of it besides would cost as much again.
+        .with_unsigned_payload(is_encrypted(endpoint))
         .with_retry(REQUEST_RETRIES);
     for (key, value) in known::<AmazonS3ConfigKey>("aws_", variables) {
         builder = builder.with_config(key, value);
@@ -140,6 +142,11 @@ fn client(endpoint: Option<&str>) -> ClientOptions {
         .with_connect_timeout(CONNECT_LIMIT)
         .with_timeout(REQUEST_LIMIT)
         .with_allow_http(endpoint.is_some_and(is_loopback))
+}
+
+/// Without an endpoint it is Amazon's.
+fn is_encrypted(endpoint: Option<&str>) -> bool {
+    endpoint.is_none_or(|endpoint| Url::parse(endpoint).is_ok_and(|url| url.scheme() == "https"))
 }
 
 fn is_loopback(endpoint: &str) -> bool {
@@ -206,6 +213,8 @@ mod tests {
     fn plain_http_is_for_this_machine_only() {
         assert!(is_loopback("http://127.0.0.1:9000") && is_loopback("http://localhost:1/"));
         assert!(is_loopback("http://[::1]:9000"));
+        assert!(is_encrypted(None) && is_encrypted(Some("https://minio:9000")));
+        assert!(!is_encrypted(Some("http://minio:9000")) && !is_encrypted(Some("minio")));
         assert!(!is_loopback("http://10.0.0.1:9000") && !is_loopback("http://localhost.example.com"));
     }
 }

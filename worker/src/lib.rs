@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod background;
 pub mod base_cache;
 pub mod classify;
 pub mod collective;

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::{
     agent::{Agent, AgentOptions, Runner},
+    background::Background,
     base_cache::Cache,
     collective::tcp,
     config::ServeArgs,
@@ -29,7 +30,8 @@ use crate::{
 /// An address or folder is not to be had, the coordinator refuses this worker, or the drain takes too long.
 pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let resources = resources(args.threads()).context("find out what this machine has")?;
-    let workshop = workshop(args, &resources.kind)?;
+    let background = Background::start().context("start the threads that write beside training")?;
+    let workshop = workshop(args, &resources.kind, &background)?;
     let name = args.name();
     let options = AgentOptions {
         coordinator: args.coordinator.clone(),
@@ -54,7 +56,7 @@ pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn workshop(args: &ServeArgs, kind: &str) -> anyhow::Result<Arc<Workshop>> {
+fn workshop(args: &ServeArgs, kind: &str, background: &Background) -> anyhow::Result<Arc<Workshop>> {
     let cache_dir = args.cache_dir().map_err(anyhow::Error::msg)?;
     let cache = Cache::open(&cache_dir).with_context(|| format!("the cache {}", cache_dir.display()))?;
     let tcp = args.tcp();
@@ -74,6 +76,7 @@ fn workshop(args: &ServeArgs, kind: &str) -> anyhow::Result<Arc<Workshop>> {
         pool,
         kind,
         runtime: Handle::current(),
+        background: background.handle(),
     }))
 }
 

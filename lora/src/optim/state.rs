@@ -103,6 +103,14 @@ impl State {
         }
     }
 
+    /// Writes all of it once, so that the system gives its memory now: a first write costs far more than any later one.
+    fn touch(&mut self) {
+        for buffer in std::iter::once(&mut self.weights).chain(&mut self.floats) {
+            buffer.par_chunks_mut(HASH_BLOCK / 4).for_each(|block| block.fill(1.0));
+        }
+        self.codes.iter_mut().for_each(|buffer| buffer.fill(1));
+    }
+
     /// A hash over all of it, the same for the same bits.
     pub fn sha256(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
@@ -147,11 +155,13 @@ pub(super) fn written<T, const N: usize>(buffers: &mut [Vec<T>]) -> [&mut [T]; N
 /// the spare one has been written completely.
 ///
 /// A state that somebody else still holds (see [`States::share`]) is never written: another takes its place, so that a
-/// checkpoint costs no copy.
+/// checkpoint costs no copy. That other one is kept from then on, or made before by [`States::make_room`].
 #[derive(Clone, Debug)]
 pub struct States {
     current: Arc<State>,
     spare: Arc<State>,
+    /// What takes the place of the spare one while that is held elsewhere, in turns.
+    third: Option<Arc<State>>,
 }
 
 impl States {
@@ -159,7 +169,7 @@ impl States {
     pub fn new(weights: Vec<f32>, plan: &StatePlan) -> Self {
         let spare = State::zeros(weights.len(), plan);
         let current = State { weights, ..State::zeros(0, plan) };
-        Self { current: Arc::new(current), spare: Arc::new(spare) }
+        Self { current: Arc::new(current), spare: Arc::new(spare), third: None }
     }
 
     /// The last whole state.
@@ -176,11 +186,22 @@ impl States {
     /// [`States::adopt`].
     pub fn current_and_spare(&mut self) -> (&State, &mut State) {
         if Arc::get_mut(&mut self.spare).is_none() {
-            self.spare = Arc::new(self.spare.blank());
+            let free = self.third.take().filter(|third| Arc::strong_count(third) == 1);
+            let free = free.unwrap_or_else(|| Arc::new(self.spare.blank()));
+            self.third = Some(std::mem::replace(&mut self.spare, free));
         }
         let spare = Arc::get_mut(&mut self.spare)
             .expect("nobody else has a state that was just made, or is unshared");
         (&self.current, spare)
+    }
+
+    /// Makes the third state now, with its memory, so that no step waits for it when a state is shared for the first time.
+    pub fn make_room(&mut self) {
+        if self.third.is_none() {
+            let mut third = self.spare.blank();
+            third.touch();
+            self.third = Some(Arc::new(third));
+        }
     }
 
     /// Makes the spare state, now whole, the current one.
@@ -226,6 +247,32 @@ mod tests {
         drop(shared);
         let place = states.current_and_spare().1.weights.as_ptr();
         assert_eq!(states.current_and_spare().1.weights.as_ptr(), place);
+    }
+
+    #[test]
+    fn the_memory_of_the_third_state_is_used_again() {
+        let mut states = States::new(vec![1.0; 4], &plan());
+        states.make_room();
+        let mut places = std::collections::BTreeSet::new();
+        for step in 1..=12 {
+            // A checkpoint takes two steps, and then there is none for one.
+            let shared = (step % 3 == 1).then(|| states.share());
+            for step in [2 * step, 2 * step + 1] {
+                let (_, spare) = states.current_and_spare();
+                spare.step = step;
+                places.insert(spare.weights.as_ptr());
+                states.adopt();
+            }
+            assert!(shared.is_none_or(|shared| shared.step < 2 * step));
+        }
+        assert_eq!(places.len(), 3);
+        // Two at once is one more than there is room for.
+        let (first, _) = (states.share(), states.current_and_spare());
+        states.adopt();
+        let (second, _) = (states.share(), states.current_and_spare());
+        states.adopt();
+        states.current_and_spare().1.step = 99;
+        assert!(first.step < 99 && second.step < 99 && states.current().step < 99);
     }
 
     #[test]

@@ -182,8 +182,13 @@ impl Trainer {
         Ok(())
     }
 
-    /// The current state as it is, which can be written while training goes on. Costs no copy; while it is held, there is
-    /// a third state in memory.
+    /// Makes the memory that [`Trainer::freeze`] leads to now, so that it costs no step anything later.
+    pub fn make_room(&mut self) {
+        self.states.make_room();
+    }
+
+    /// The current state as it is, which can be written while training goes on. Costs no copy; once it was held for longer
+    /// than a step, there is a third state in memory.
     pub fn freeze(&self) -> Frozen {
         let step = self.step();
         let elsewhere = self.progress.best.is_some_and(|best| best.step != step);

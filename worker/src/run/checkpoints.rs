@@ -98,7 +98,7 @@ impl<'a> Checkpoints<'a> {
                 reporter.own_event("checkpoint-missed", &miss_message(step, why));
             }
         };
-        match Writing::start(work, self.run.workshop.runtime.clone(), tell) {
+        match Writing::start(work, self.run.workshop.background.clone(), tell) {
             Ok(writing) => self.under_way = Some(writing),
             Err(error) => self.miss(step, &format!("no thread for it: {error}")),
         }

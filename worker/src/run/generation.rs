@@ -110,6 +110,10 @@ impl<'m, 'a> Training<'m, 'a> {
         held.agree()?;
         self.member.run.control.set_step(self.member.trainer.step());
         self.record()?;
+        let rule = self.member.parts.job.checkpoint;
+        if self.generation.index == 0 && (rule.every > 0 || rule.best) {
+            self.member.trainer.make_room();
+        }
         self.checkpoint();
         Ok(())
     }

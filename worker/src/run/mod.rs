@@ -60,6 +60,8 @@ pub struct Workshop {
     pub kind: String,
     /// Runs the store's I/O.
     pub runtime: Handle,
+    /// Runs that of what is written beside training: see [`crate::background`].
+    pub background: Handle,
 }
 
 /// One place on this worker.

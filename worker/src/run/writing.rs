@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::agent::Backoff;
+use crate::{agent::Backoff, background::be_nice};
 
 /// Within one try the store is asked again only for so long: how it stands is known soon, and tries have no end.
 const RETRY: Retry = Retry {
@@ -27,8 +27,6 @@ const RETRY: Retry = Retry {
 };
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// The lowest that the system has for a thread: what trains goes first.
-const NICE: i32 = 19;
 
 /// What is to be written.
 pub struct Work {
@@ -133,7 +131,8 @@ pub(super) fn backoff() -> Backoff {
 }
 
 impl Writing {
-    /// Begins. `tell` is called from the writing thread.
+    /// Begins; the I/O is the runtime's, which should be that of [`crate::background`]. `tell` is called from the writing
+    /// thread.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -225,15 +224,5 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Lets every other thread go first.
-fn be_nice() {
-    // On Linux a priority belongs to a thread, and no process means the calling one; elsewhere it is the process's.
-    if cfg!(target_os = "linux")
-        && let Err(error) = rustix::process::setpriority_process(None, NICE)
-    {
-        debug!(%error, "the checkpoint's thread has the priority of all others");
     }
 }

@@ -245,6 +245,7 @@ impl<'a> Gang<'a> {
             pool: rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap(),
             kind: "test".to_owned(),
             runtime: Handle::current(),
+            background: Handle::current(),
         };
         let fence = self.fence(0);
         let control = Arc::new(RunControl::new(fence.clone()));

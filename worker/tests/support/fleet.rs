@@ -52,6 +52,7 @@ impl Worker {
             pool: rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap(),
             kind: "test".to_owned(),
             runtime: Handle::current(),
+            background: Handle::current(),
         };
         let drain = CancellationToken::new();
         let agent = Agent::new(options, Arc::new(Trainers(Arc::new(workshop))), drain.clone()).unwrap();

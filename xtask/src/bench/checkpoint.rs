@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     command::{cargo, must, output},
-    workspace::{binary, root, target},
+    workspace::{binary, root},
 };
 
 /// A checkpoint a minute.
@@ -49,13 +49,33 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
         row("the same: seconds of its upload", figure(&full, "upload_s")?, Target::None),
         row("the same: overhead of one a minute, % of the steps' time", overhead(&full)?, Target::Below(1.0)),
         row("the same: median step, s", figure(&full, "step_s")?, Target::None),
+        row(
+            "the same: CPU seconds of the threads that write it",
+            figure(&full, "upload_cpu_s")?,
+            Target::None,
+        ),
+        row(
+            "the same: CPU seconds that the training threads spend beside it beyond their usual steps",
+            figure(&full, "training_cpu_s")?,
+            Target::None,
+        ),
+        row(
+            "the same: pages that they touch for the first time",
+            figure(&full, "training_faults")?,
+            Target::None,
+        ),
+        row(
+            "the same: CPU seconds of the server, which takes it on the same cores and keeps nothing",
+            figure(&full, "server_cpu_s")?,
+            Target::None,
+        ),
     ])
 }
 
 fn measure(args: &[&str]) -> anyhow::Result<Value> {
-    let (train, store) = (root().join("examples/games/train.jsonl"), target().join("bench/checkpoints"));
+    let train = root().join("examples/games/train.jsonl");
     let mut command = Command::new(binary("examples/checkpoint_cost"));
-    command.arg("--train").arg(train).arg("--store").arg(store).args(args);
+    command.arg("--train").arg(train).args(args);
     eprintln!("checkpoint_cost {}", args.join(" "));
     last_json(&output(&mut command)?).context("checkpoint_cost did not print its figures")
 }
