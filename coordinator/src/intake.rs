@@ -196,7 +196,6 @@ impl Intake<'_> {
                     job: job.name(),
                     fence: Some((&fence).into()),
                     keys: vec![report.key.clone()],
-                    ..Default::default()
                 });
                 Ok(vec![self.tell_all(job, &fence, ack)])
             }

@@ -169,6 +169,82 @@ async fn a_paused_member_without_the_coordinator_writes_a_checkpoint_and_gives_u
     });
 }
 
+/// Of a job that resumed, every checkpoint tells of which: also those of members that came later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_knows_what_its_gang_resumed_from() {
+    let fleet = Fleet::start_tiny().await;
+    let spec = fleet.spec(12);
+    blocking(|| {
+        let first = train(&fleet, &spec, 1, &[], &[deed(1, 4, What::LeaveAll)]);
+        let resume = &first.places[&1].checkpoints[..];
+        let newest = resume.iter().max_by_key(|checkpoint| checkpoint.step).unwrap().clone();
+        let mut gang = Gang::new(&fleet, &spec, 2000, std::slice::from_ref(&newest));
+        gang.place(Some(Bomb::Point(10)));
+        let traces = Traces { places: gang.run(&[deed(1, newest.step + 1, What::Join)]), generations: 3 };
+        assert_eq!(traces.adapter().1, 1);
+        let result = traces.places[&2].result().unwrap();
+        let manifest = fleet.dir.path().join("store").join(&result.checkpoint).join("manifest.json");
+        let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+        let parent = newest.name.rsplit('/').next().unwrap();
+        assert_eq!(manifest["parent"], parent);
+    });
+}
+
+/// 200 steps of packed micro-batches that members cannot share evenly, with dropout.
+fn long(fleet: &Fleet, change: impl FnOnce(&mut pb::TrainSpec)) -> pb::JobSpec {
+    let mut spec = fleet.spec(200);
+    let train = spec.train.as_mut().unwrap();
+    (train.global_batch, train.micro_batches, train.lr) = (10, 5, 0.01);
+    change(train);
+    spec.adapter.as_mut().unwrap().dropout = 0.1;
+    spec.eval.as_mut().unwrap().every = 70;
+    spec.checkpoint.as_mut().unwrap().every = 80;
+    spec.workers.as_mut().unwrap().max = 4;
+    spec
+}
+
+/// A newcomer, a death, a polite leave.
+const EVENTS: [Deed; 2] =
+    [Deed { who: 1, after: 30, what: What::Join }, Deed { who: 1, after: 140, what: What::Leave(3) }];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_adapter_after_200_steps() {
+    let fleet = Fleet::start_tiny().await;
+    blocking(|| {
+        for precision in [pb::Precision::F32, pb::Precision::Bf16] {
+            let spec = long(&fleet, |train| train.set_precision(precision));
+            let (alone, _) = train(&fleet, &spec, 1, &[], &[]).adapter();
+            for size in 2..=4 {
+                assert_eq!(train(&fleet, &spec, size, &[], &[]).adapter(), (alone.clone(), size as usize));
+            }
+            let traces = train(&fleet, &spec, 3, &[(2, Bomb::Point(77))], &EVENTS);
+            assert_eq!(traces.adapter(), (alone, 2), "{precision:?}");
+            assert!(traces.generations >= 4, "{}", traces.generations);
+            traces.assert_nothing_lost(200);
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sums_in_f32_stay_close_for_200_steps() {
+    let fleet = Fleet::start_tiny().await;
+    let spec = long(&fleet, |train| train.set_reduce(pb::Reduce::F32));
+    blocking(|| {
+        let points = |traces: &Traces| traces.places[&1].points.clone();
+        let alone = points(&train(&fleet, &spec, 1, &[], &[]));
+        for (size, bombs, deeds) in [(4, &[][..], &[][..]), (3, &[(2, Bomb::Point(77))], &EVENTS)] {
+            let together = points(&train(&fleet, &spec, size, bombs, deeds));
+            assert_eq!(together.len(), alone.len());
+            for (step, point) in &alone {
+                let limit = if *step <= 10 { 1e-5 } else { 1e-3 };
+                let loss = together[step].loss;
+                let apart = (loss - point.loss).abs();
+                assert!(apart <= limit * point.loss.abs(), "step {step}: {loss}, {}", point.loss);
+            }
+        }
+    });
+}
+
 /// As many jobs as there are ways to cut a step; each on several sizes, with a death.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_adapter_for_every_kind_of_job() {

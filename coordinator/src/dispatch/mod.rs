@@ -235,7 +235,6 @@ fn assign(held: &Held, spec: pb::JobSpec) -> pb::Assign {
         fence: Some((&Fence::loading(held.run.attempt)).into()),
         spec: Some(spec),
         place: held.run.place.0,
-        ..Default::default()
     }
 }
 

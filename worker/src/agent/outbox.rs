@@ -293,7 +293,7 @@ impl Outbox {
 impl Event {
     fn report(self, job: &str, fence: &pb::Fence) -> pb::ReportEvent {
         let Self { key, kind, message, .. } = self;
-        pb::ReportEvent { job: job.to_owned(), fence: Some(fence.clone()), sequence: 0, kind, message, key }
+        pb::ReportEvent { job: job.to_owned(), fence: Some(fence.clone()), kind, message, key }
     }
 }
 

@@ -59,10 +59,15 @@ impl<'a> Checkpoints<'a> {
         Ok(Self { run, draft, more, under_way: None })
     }
 
-    /// Training goes on from this one, on every member: it is the parent of all that are written from now on, whoever
+    /// Training went on from this one (none: it began from scratch), on every member: it is the parent of all that are written from now on, whoever
     /// writes them.
-    pub fn resumed_from(&mut self, id: CheckpointId) {
-        self.draft.parent = Some(id);
+    pub fn set_parent(&mut self, id: Option<CheckpointId>) {
+        self.draft.parent = id;
+    }
+
+    /// The checkpoint that training resumed from.
+    pub fn parent(&self) -> Option<&CheckpointId> {
+        self.draft.parent.as_ref()
     }
 
     /// Begins to write a checkpoint beside training. While the one before is on its way, training waits; that is where
@@ -116,7 +121,7 @@ impl<'a> Checkpoints<'a> {
     /// Writes the final checkpoint and waits for it.
     ///
     /// # Errors
-    /// It is not whole after this time, which an event has said; or the run was told to stop.
+    /// It is not whole after this time, which an event has said; a newer generation begins; or the run was told to stop.
     pub fn write_final(&mut self, state: Frozen, limit: Duration) -> Result<Checkpoint, End> {
         self.write(state, true, limit)
     }
@@ -149,11 +154,11 @@ impl<'a> Checkpoints<'a> {
             let tried = self.run.block_on(async {
                 tokio::select! {
                     tried = tokio::time::timeout_at(deadline.into(), work.write()) => Some(tried),
-                    () = self.stopped() => None,
+                    () = self.interrupted(is_final) => None,
                 }
             });
             let error = match tried {
-                None => return Err(End::Stopped),
+                None => return Err(self.interruption(work.draft.step)),
                 Some(Ok(Ok(checkpoint))) => {
                     written(&checkpoint, started.elapsed());
                     return Ok(checkpoint);
@@ -170,8 +175,8 @@ impl<'a> Checkpoints<'a> {
             if Instant::now() >= deadline {
                 return Err(lost(work.draft.step, &error));
             }
-            if self.run.control.wait_stop(pauses.pause()) {
-                return Err(End::Stopped);
+            if self.run.control.wait_end(pauses.pause(), is_final) {
+                return Err(self.interruption(work.draft.step));
             }
         }
     }
@@ -194,10 +199,20 @@ impl<'a> Checkpoints<'a> {
         waited
     }
 
-    /// Ends when the run is told to stop.
-    async fn stopped(&self) {
-        while self.run.check().is_ok() {
+    /// Ends when the run is told to stop; while the result is written also when a newer generation begins: it is the next
+    /// one's to write, and its members wait for this one.
+    async fn interrupted(&self, is_final: bool) {
+        while self.run.check().is_ok() && !(is_final && self.run.control.is_superseded()) {
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn interruption(&self, step: u64) -> End {
+        match self.run.check() {
+            Err(end) => end,
+            Ok(()) => {
+                End::lost(format!("the result of step {step} was not written: a newer generation begins"))
+            }
         }
     }
 

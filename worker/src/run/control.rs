@@ -240,15 +240,27 @@ impl RunControl {
         }
     }
 
-    /// Waits until the run is stopped, at most this long; true when it was.
-    pub(crate) fn wait_stop(&self, patience: Duration) -> bool {
-        let waited = self.changed.wait_timeout_while(self.lock(), patience, |state| state.stop.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.stop.is_some()
+    /// Whether a generation begins that is newer than the one that the run is in.
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.lock().is_superseded()
+    }
+
+    /// Waits until the run is stopped, or a newer generation begins if that counts; at most this long. True when it was.
+    pub(crate) fn wait_end(&self, patience: Duration, newer: bool) -> bool {
+        let is_over = |state: &State| state.stop.is_some() || newer && state.is_superseded();
+        let waited = self.changed.wait_timeout_while(self.lock(), patience, |state| !is_over(state));
+        is_over(&waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves nothing half-written here.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_superseded(&self) -> bool {
+        self.begin.as_ref().is_some_and(|begin| generation(begin) > self.fence.generation)
     }
 }
 
@@ -300,6 +312,21 @@ mod tests {
         assert!(control.arm(fence(2)).failure().is_some(), "ended before it was entered");
         assert!(control.arm(fence(3)).failure().is_none());
         assert_eq!(control.fence(), fence(3));
+    }
+
+    #[test]
+    fn a_newer_generation_ends_a_pause_where_it_counts() {
+        let control = control();
+        control.begin(begin(1));
+        let _abort = control.arm(fence(1));
+        assert!(!control.is_superseded() && !control.wait_end(Duration::ZERO, true));
+        control.begin(begin(2));
+        assert!(control.is_superseded() && control.wait_end(NEVER, true));
+        assert!(!control.wait_end(Duration::ZERO, false), "a checkpoint that somebody leaves on");
+        let _abort = control.arm(fence(2));
+        assert!(!control.is_superseded());
+        control.stop(pb::StopReason::Cancelled);
+        assert!(control.wait_end(NEVER, false));
     }
 
     #[test]

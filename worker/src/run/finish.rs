@@ -118,9 +118,8 @@ impl Training<'_, '_> {
             Err(End::Lost(why)) => {
                 *answers = Some(answered);
                 let pause = if started.elapsed() < PAUSE { PAUSE } else { Duration::ZERO };
-                if self.member.run.control.wait_stop(pause) {
-                    return Err(End::Stopped.into());
-                }
+                self.member.run.control.wait_end(pause, true);
+                self.check()?;
                 return Ok(Told { succeeded: None, why });
             }
             Err(end) => return Err(end.into()),

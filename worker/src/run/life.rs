@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use super::{
     Run,
     control::Interrupt,
+    discord::Discord,
     end::{End, Halt},
     generation::{Course, Generation, Training},
     member::{Holds, Member},
@@ -23,7 +24,7 @@ impl Run {
         let ready = prepared.ready(&self.assign);
         let mut member = Member::new(self, prepared)?;
         self.reporter.ready(ready);
-        let mut after = 0;
+        let (mut after, mut discord) = (0, Discord::default());
         loop {
             let waiting = Instant::now();
             let begin = match self.control.wait_begin(after, self.workshop.alone_limit) {
@@ -43,6 +44,11 @@ impl Run {
                 Err(Halt::Broken(error)) => {
                     metrics::counter!(crate::telemetry::BREAKAGES).increment(1);
                     warn!(step = self.control.step(), %error, "the collective broke");
+                    if discord.add(self.control.step(), &error) {
+                        return Err(End::lost(format!(
+                            "again and again the members do not do the same together; are they of one version? {error}"
+                        )));
+                    }
                 }
                 Err(Halt::Ended(end)) => return Err(end),
             }

@@ -9,6 +9,7 @@ mod boundary;
 mod checkpoints;
 mod companions;
 mod control;
+mod discord;
 mod end;
 mod evaluate;
 mod exchange;

@@ -62,7 +62,8 @@ impl Training<'_, '_> {
         if !listed.manifest_sha256.is_empty() && listed.manifest_sha256 != found {
             return Ok(Err(format!("its manifest has sha256 {found}, not {}", listed.manifest_sha256)));
         }
-        let files = files.into_iter().map(|(name, bytes)| (name.to_string(), bytes.to_vec())).collect();
+        // Nobody else has the bytes: they are taken, not copied.
+        let files = files.into_iter().map(|(name, bytes)| (name.to_string(), bytes.into())).collect();
         Ok(Ok((checkpoint, files)))
     }
 
@@ -78,7 +79,7 @@ impl Training<'_, '_> {
         if step != checkpoint.id().step() || step > total {
             return Err(failed(format!("it holds step {step}; the job has {total} steps")));
         }
-        self.member.checkpoints.resumed_from(checkpoint.id().clone());
+        self.member.checkpoints.set_parent(Some(checkpoint.id().clone()));
         self.member.checkpointed = step;
         let (ours, theirs) = (&self.member.run.workshop.kind, &checkpoint.manifest.kind);
         if ours != theirs && self.generation.index == 0 {

@@ -35,6 +35,9 @@ struct Head {
     /// Names of the files that follow, one broadcast each.
     #[prost(string, repeated, tag = "6")]
     files: Vec<String>,
+    /// The checkpoint that the attempt resumed from; empty where it began from scratch.
+    #[prost(string, tag = "7")]
+    parent: String,
 }
 
 /// An evaluation, and the step after which it was made.
@@ -114,6 +117,7 @@ impl Training<'_, '_> {
             points,
             events,
             files: files.keys().map(|name| (*name).to_owned()).collect(),
+            parent: member.checkpoints.parent().map(ToString::to_string).unwrap_or_default(),
         };
         let mut bytes = head.encode_to_vec();
         let mut sent = bytes.len() as u64;
@@ -139,10 +143,15 @@ impl Training<'_, '_> {
         let member = &mut *self.member;
         let wrong =
             |why: String| End::lost(format!("the state that member {source} gave is not taken: {why}"));
+        let parent = match head.parent.as_str() {
+            "" => None,
+            parent => Some(parent.parse().map_err(|error| wrong(format!("its parent: {error}")))?),
+        };
         let same = member.trainer.receive(files, sha256).map_err(|error| wrong(error.to_string()))?;
         if !same && !defect("broadcast-in-place") {
             return Err(wrong("it has another hash than was said".into()).into());
         }
+        member.checkpoints.set_parent(parent);
         member.holds = match head.unrecorded {
             Some(point) => Holds::Unrecorded(Box::new(point)),
             None => Holds::Recorded,

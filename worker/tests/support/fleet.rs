@@ -73,11 +73,26 @@ pub struct Fleet {
 
 impl Fleet {
     pub async fn start() -> Self {
+        Self::start_on(|example, _| example.to_path_buf()).await
+    }
+
+    /// The same on a tiny base, for hundreds of steps.
+    pub async fn start_tiny() -> Self {
+        let tiny = |example: &Path, dir: &Path| {
+            let folder = dir.join("tiny");
+            super::tiny::write(example, &folder);
+            folder
+        };
+        Self::start_on(tiny).await
+    }
+
+    /// On the base that is made of the example's, in a folder that is there to be written to.
+    async fn start_on(base: impl FnOnce(&Path, &Path) -> PathBuf) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}", dir.path().join("store").display());
         let store = Store::open(&url).unwrap();
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-        let base = put_base(&store, &examples.join("base")).await;
+        let base = put_base(&store, &base(&examples.join("base"), dir.path())).await;
         let train = put_data(&store, &examples.join("games/train.jsonl"), 32).await;
         let eval = put_data(&store, &examples.join("games/validation.jsonl"), 4).await;
         let coordinator = Coordinator::start(&url).await;

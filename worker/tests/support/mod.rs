@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 mod fleet;
+mod tiny;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -161,12 +162,9 @@ fn ack(up: &Up) -> Option<Down> {
             checkpoint: written.checkpoint?.name,
             expired: Vec::new(),
         }),
-        Up::ReportEvent(report) => Down::EventAck(pb::EventAck {
-            job: report.job,
-            fence: report.fence,
-            sequence: 0,
-            keys: vec![report.key],
-        }),
+        Up::ReportEvent(report) => {
+            Down::EventAck(pb::EventAck { job: report.job, fence: report.fence, keys: vec![report.key] })
+        }
         Up::Finished(finished) => Down::FinishedAck(pb::FinishedAck {
             job: finished.job,
             fence: finished.fence,
@@ -235,8 +233,6 @@ impl Coordinator {
             job: job.to_owned(),
             fence: Some(pb::Fence { attempt: fence.attempt, ..Default::default() }),
             spec: Some(spec.clone()),
-            index: 0,
-            world_size: 0,
             place,
         };
         self.send(worker, Down::Assign(assign)).await;
