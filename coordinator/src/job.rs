@@ -41,6 +41,15 @@ pub enum AttemptState {
     Cancelled,
 }
 
+/// What becomes of a running job whose workers were all asked to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Yielding {
+    /// Its user pauses it.
+    Pause,
+    /// A job of higher priority needs its workers.
+    Preempt,
+}
+
 /// How far a live attempt has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
@@ -92,7 +101,7 @@ pub struct Transition {
 
 /// A change that the state machine does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a job that is {from:?} cannot change by {cause:?}")]
+#[error("the job is {}; it cannot be {}", .from.word(), .cause.verb())]
 pub struct Illegal {
     /// The state it is in.
     pub from: JobState,
@@ -158,6 +167,18 @@ impl JobState {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 
+    /// What people call it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// As the database keeps it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -185,6 +206,26 @@ impl From<JobState> for pb::JobState {
             JobState::Succeeded => Self::Succeeded,
             JobState::Failed => Self::Failed,
             JobState::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+// === impl Cause ===
+
+impl Cause {
+    /// What it does to a job.
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Succeeded => "ended well",
+            Self::Failed => "failed",
+            Self::Retried => "tried again",
+            Self::Lost { .. } => "lost",
+            Self::Released => "given back",
+            Self::Preempted => "preempted",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
+            Self::Cancelled => "cancelled",
         }
     }
 }
@@ -243,6 +284,23 @@ impl From<AttemptState> for pb::AttemptState {
             AttemptState::Released => Self::Released,
             AttemptState::Cancelled => Self::Cancelled,
         }
+    }
+}
+
+// === impl Yielding ===
+
+impl Yielding {
+    /// As the database keeps it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "PAUSE",
+            Self::Preempt => "PREEMPT",
+        }
+    }
+
+    /// Reads [`Yielding::as_str`].
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pause, Self::Preempt].into_iter().find(|yielding| yielding.as_str() == text)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The scheduling loop: lead, end leases, take back what the lost held, start gangs, grow and shrink them, say why
 //! jobs wait.
 
+mod limits;
 mod sight;
 
 use std::{
@@ -30,6 +31,8 @@ use crate::{
 
 /// Leases are looked at this often.
 const LEASE_CHECK: Duration = Duration::from_millis(500);
+/// Times and dependencies of jobs are looked at this often.
+const LIMITS_CHECK: Duration = Duration::from_millis(200);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
 
@@ -76,6 +79,7 @@ struct Memory {
     last_tick: Option<Instant>,
     leases_checked: Option<Instant>,
     depth_checked: Option<Instant>,
+    limits_checked: Option<Instant>,
     sweeps_checked: Option<Instant>,
 }
 
@@ -88,6 +92,7 @@ impl Memory {
             last_tick: None,
             leases_checked: None,
             depth_checked: None,
+            limits_checked: None,
             sweeps_checked: None,
         }
     }
@@ -144,6 +149,9 @@ impl Leader {
             for job in sweeps::advance(&self.pool, &leadership).await? {
                 self.changed(job);
             }
+        }
+        if due(&mut self.memory.limits_checked, now, LIMITS_CHECK) {
+            self.keep_limits(&leadership).await?;
         }
         self.schedule(&leadership, now).await?;
         if due(&mut self.memory.depth_checked, now, DEPTH_CHECK) {
@@ -239,8 +247,12 @@ impl Leader {
                     self.hub.job_changed(*job);
                 }
             }
-            // No gang is said to be preemptible yet, so none is preempted.
-            Decision::Preempt { job, for_job } => warn!(%job, %for_job, "cannot preempt yet"),
+            Decision::Preempt { job, for_job } => {
+                if gang::preempt(&self.pool, leadership, *job, *for_job).await? {
+                    info!(%job, %for_job, "preempted");
+                    self.changed(*job);
+                }
+            }
             Decision::Grow { job, places } => {
                 // Whoever runs the job already holds a place that the rows forgot: it is taken up, not given another.
                 for place in places.iter().filter(|place| !self.hub.lists(place.worker, *job)) {

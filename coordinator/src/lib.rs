@@ -22,6 +22,7 @@ mod checkpoints;
 mod convert;
 mod dispatch;
 mod events;
+mod explain;
 mod fleet;
 mod gang;
 mod hub;

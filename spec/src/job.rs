@@ -2,6 +2,7 @@
 
 mod check;
 mod defaults;
+pub mod submission;
 mod yaml;
 
 use std::{collections::BTreeMap, fmt};

@@ -7,7 +7,7 @@ use lorafleet_store::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{check::CheckError, db::DbError, gang::CancelError, ids::NameError};
+use crate::{check::CheckError, db::DbError, gang::ChangeError, ids::NameError};
 
 /// Domain of every ErrorInfo.
 pub const DOMAIN: &str = "lorafleet.dev";
@@ -108,15 +108,15 @@ impl From<CheckError> for ApiError {
     }
 }
 
-impl From<CancelError> for ApiError {
-    fn from(error: CancelError) -> Self {
+impl From<ChangeError> for ApiError {
+    fn from(error: ChangeError) -> Self {
         match error {
-            CancelError::NotFound => Self::NotFound { what: "the job".to_owned(), reason: "JOB_NOT_FOUND" },
-            CancelError::Illegal(illegal) => Self::Precondition {
-                message: format!("the job has ended ({}); it cannot be cancelled", illegal.from.as_str()),
-                reason: "JOB_HAS_ENDED",
+            ChangeError::NotFound => Self::NotFound { what: "the job".to_owned(), reason: "JOB_NOT_FOUND" },
+            ChangeError::Illegal(illegal) => Self::Precondition {
+                message: illegal.to_string(),
+                reason: if illegal.from.is_terminal() { "JOB_HAS_ENDED" } else { "JOB_NOT_PAUSED" },
             },
-            CancelError::Db(error) => Self::Db(error),
+            ChangeError::Db(error) => Self::Db(error),
         }
     }
 }

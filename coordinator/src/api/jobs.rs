@@ -1,11 +1,9 @@
 //! The Jobs service: requests to rows and back; what jobs are and may do is said elsewhere.
 
 use lorafleet_proto::v1 as pb;
-use lorafleet_spec::fill_defaults;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use uuid::Uuid;
 
 use super::{Services, error::ApiError, page::Page};
 use crate::{
@@ -16,7 +14,7 @@ use crate::{
     ids::JobId,
     job::JobState,
     points,
-    queue::{self, Created, JobRow, NewJob},
+    queue::{self, JobRow},
     watch::{self, Watcher},
 };
 
@@ -28,40 +26,7 @@ pub struct JobsService {
 }
 
 impl JobsService {
-    async fn create(&self, request: pb::CreateJobRequest) -> Result<pb::Job, ApiError> {
-        let request_id = match request.request_id.as_str() {
-            "" => None,
-            text => Some(Uuid::parse_str(text).map_err(|_| ApiError::field("request_id", "is not a UUID"))?),
-        };
-        let mut spec = request.spec.ok_or_else(|| ApiError::field("spec", "is required"))?;
-        fill_defaults(&mut spec);
-        let pool = &self.services.pool;
-        // A repeated request is answered from its job alone: what it names may be gone from the store by now.
-        let before = match request_id {
-            Some(id) if !request.validate_only => within(queue::by_request_id(pool, id)).await?,
-            _ => None,
-        };
-        let (job, stored) = if let Some(before) = before {
-            before
-        } else {
-            self.checker.check(&mut spec).await?;
-            if request.validate_only {
-                return Ok(pb::Job { spec: Some(spec), ..pb::Job::default() });
-            }
-            let new = NewJob { spec: spec.clone(), request_id };
-            match within(queue::create(pool, &new)).await? {
-                Created::New(job) => (job, spec.clone()),
-                Created::Before(job, stored) => (job, *stored),
-            }
-        };
-        if stored != spec {
-            return Err(ApiError::RequestIdUsed { request_id: request.request_id, job: job.name() });
-        }
-        self.services.hub.want_scheduler();
-        self.get(job).await
-    }
-
-    async fn get(&self, job: JobId) -> Result<pb::Job, ApiError> {
+    pub(super) async fn get(&self, job: JobId) -> Result<pb::Job, ApiError> {
         let pool = &self.services.pool;
         let read = async {
             let Some(row) = queue::get(pool, job).await? else { return Ok(None) };
@@ -152,11 +117,11 @@ impl JobsService {
     }
 }
 
-fn job_name(field: &str, name: &str) -> Result<JobId, ApiError> {
+pub(super) fn job_name(field: &str, name: &str) -> Result<JobId, ApiError> {
     JobId::from_name(name).map_err(|error| ApiError::name(field, &error))
 }
 
-fn not_found(job: JobId) -> ApiError {
+pub(super) fn not_found(job: JobId) -> ApiError {
     ApiError::NotFound { what: job.name(), reason: "JOB_NOT_FOUND" }
 }
 
@@ -188,6 +153,10 @@ impl pb::jobs_server::Jobs for JobsService {
         answer(self.create(request.into_inner()).await)
     }
 
+    async fn create_jobs(&self, request: Request<pb::CreateJobsRequest>) -> Answer<pb::CreateJobsResponse> {
+        answer(self.create_all(request.into_inner()).await)
+    }
+
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Answer<pb::Job> {
         let job = job_name("name", &request.get_ref().name)?;
         answer(self.get(job).await)
@@ -215,6 +184,18 @@ impl pb::jobs_server::Jobs for JobsService {
 
     async fn cancel_job(&self, request: Request<pb::CancelJobRequest>) -> Answer<pb::Job> {
         answer(self.cancel(&request.get_ref().name).await)
+    }
+
+    async fn pause_job(&self, request: Request<pb::PauseJobRequest>) -> Answer<pb::Job> {
+        answer(self.pause(&request.get_ref().name).await)
+    }
+
+    async fn resume_job(&self, request: Request<pb::ResumeJobRequest>) -> Answer<pb::Job> {
+        answer(self.resume(&request.get_ref().name).await)
+    }
+
+    async fn explain_job(&self, request: Request<pb::ExplainJobRequest>) -> Answer<pb::ExplainJobResponse> {
+        answer(self.explain(&request.get_ref().name).await)
     }
 
     async fn list_attempts(

@@ -4,7 +4,9 @@ mod artifacts;
 pub mod error;
 mod fleet;
 mod jobs;
+mod life;
 mod page;
+mod submit;
 mod sweeps;
 
 use std::{sync::Arc, time::Duration};

@@ -9,18 +9,18 @@ use crate::{
     db::{DbError, Tx},
     events::{self, Event},
     ids::{Fence, JobId, RunId},
-    job::{Cause, Illegal, JobState, MemberOutcome, Phase, infrastructure_failures},
+    job::{Cause, Illegal, JobState, MemberOutcome, Phase, Yielding, infrastructure_failures},
     leadership::Leadership,
     queue::{self, Live, Place},
 };
 
-/// Why a job could not be cancelled.
+/// Why a job could not be cancelled, paused or resumed.
 #[derive(Debug, thiserror::Error)]
-pub enum CancelError {
+pub enum ChangeError {
     /// There is no such job.
     #[error("there is no such job")]
     NotFound,
-    /// It has ended.
+    /// Its state does not allow it.
     #[error(transparent)]
     Illegal(#[from] Illegal),
     /// The database.
@@ -29,14 +29,14 @@ pub enum CancelError {
 }
 
 /// Ends a job at its user's wish; its members are told to stop.
-pub async fn cancel(pool: &PgPool, job: JobId) -> Result<(), CancelError> {
+pub async fn cancel(pool: &PgPool, job: JobId) -> Result<(), ChangeError> {
     cancel_because(pool, job, "cancelled by its user").await
 }
 
 /// Ends a job for this reason; its members are told to stop.
-pub async fn cancel_because(pool: &PgPool, job: JobId, message: &str) -> Result<(), CancelError> {
+pub async fn cancel_because(pool: &PgPool, job: JobId, message: &str) -> Result<(), ChangeError> {
     let mut tx = pool.begin().await.map_err(DbError::from)?;
-    let (state, fence) = queue::lock(&mut tx, job).await?.ok_or(CancelError::NotFound)?;
+    let (state, fence) = queue::lock(&mut tx, job).await?.ok_or(ChangeError::NotFound)?;
     let change = state.on(Cause::Cancelled)?;
     queue::transition(&mut tx, job, change, message).await?;
     let fence = change.attempt().map(|_| &fence);
@@ -118,8 +118,7 @@ pub(super) async fn dissolve(
     released: bool,
 ) -> Result<(), DbError> {
     if released {
-        let message = "its workers gave it back; it resumes where it was";
-        return end_job(tx, live, Cause::Released, "queued", message).await;
+        return give_back(tx, live).await;
     }
     let made_new_step = live.step > live.steps_before;
     let (failures, exhausted) = infrastructure_failures(live.infrastructure_failures, made_new_step);
@@ -136,7 +135,61 @@ pub(super) async fn dissolve(
         let attempt = live.fence.attempt;
         ("queued", format!("attempt {attempt} lost its gang ({why}); it resumes from its last checkpoint"))
     };
-    end_job(tx, live, Cause::Lost { exhausted }, kind, &message).await
+    end_job(tx, live, Cause::Lost { exhausted }, kind, &message).await?;
+    if live.yielding == Some(Yielding::Pause) && !exhausted {
+        let change =
+            JobState::Queued.on(Cause::Paused).map_err(|illegal| DbError::Data(illegal.to_string()))?;
+        let message =
+            "paused by its user; its workers were lost meanwhile, so it goes on from its last checkpoint";
+        queue::transition(tx, live.job, change, message).await?;
+        events::append(tx, live.job, Event::new("paused", message, None)).await?;
+    }
+    Ok(())
+}
+
+/// The gang left politely, and the last of it wrote a checkpoint if there was a step to keep.
+async fn give_back(tx: &mut Tx, live: &Live) -> Result<(), DbError> {
+    let (cause, kind, message) = match live.yielding {
+        None => (Cause::Released, "queued", "its workers gave it back; it resumes where it was"),
+        Some(Yielding::Pause) => (
+            Cause::Paused,
+            "paused",
+            "paused by its user; it keeps every step, and goes on when it is resumed",
+        ),
+        Some(Yielding::Preempt) => {
+            queue::record_preemption(tx, live.job).await?;
+            (Cause::Preempted, "preempted", "gave way to a job of higher priority; it resumes where it was")
+        }
+    };
+    end_job(tx, live, cause, kind, message).await
+}
+
+/// The job failed by its own doing: it is tried again after a pause where that may heal and it has tries left.
+pub(super) async fn fail(tx: &mut Tx, live: &Live, failed: &pb::Failed) -> Result<(), DbError> {
+    let (used, allowed) = queue::retries(tx, live.job).await?;
+    if !failed.may_heal || used >= allowed {
+        let after = match (failed.may_heal, used) {
+            (true, 1) => " (after 1 retry)".to_owned(),
+            (true, 2..) => format!(" (after {used} retries)"),
+            _ => String::new(),
+        };
+        return end_job(tx, live, Cause::Failed, "failed", &format!("{}{after}", failed.message)).await;
+    }
+    let pause = super::backoff::pause(used + 1, draw());
+    queue::record_retry(tx, live.job, pause).await?;
+    let message = format!(
+        "{}; retry {} of {allowed} comes in {} s, from its last checkpoint",
+        failed.message,
+        used + 1,
+        pause.as_secs().max(1)
+    );
+    end_job(tx, live, Cause::Retried, "retrying", &message).await
+}
+
+/// From 0 to below 1: of a random UUID's bits, which are there anyway.
+fn draw() -> f64 {
+    let (_, bits) = uuid::Uuid::new_v4().as_u64_pair();
+    f64::from(u32::try_from(bits & 0xffff_ffff).unwrap_or(0)) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// Moves the job and its attempt on, with an event.

@@ -6,13 +6,13 @@ use sqlx::PgPool;
 use super::{
     Fenced,
     advance::{Advance, Moment, advance_locked},
-    end::{end_job, succeed},
+    end::{fail, succeed},
 };
 use crate::{
     db::{DbError, Tx},
     events::{self, Event},
     ids::{Fence, RunId, WorkerId},
-    job::{Cause, MemberOutcome, Phase},
+    job::{MemberOutcome, Phase},
     queue::{self, Live, Orphan},
 };
 
@@ -55,8 +55,8 @@ pub async fn finished(
             succeed(&mut tx, &live, &fence.unwrap_or_else(|| live.fence.clone()), succeeded).await?;
             Advance::Changed
         }
-        Outcome::Failed(_) if counts => {
-            end_job(&mut tx, &live, Cause::Failed, "failed", &message).await?;
+        Outcome::Failed(failed) if counts => {
+            fail(&mut tx, &live, failed).await?;
             Advance::Changed
         }
         _ => {

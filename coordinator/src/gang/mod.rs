@@ -2,9 +2,12 @@
 
 mod advance;
 mod agree;
+mod backoff;
 mod conductor;
 mod end;
 mod finish;
+mod limits;
+mod pause;
 mod reclaim;
 mod reports;
 mod resize;
@@ -13,8 +16,10 @@ mod why;
 
 pub use advance::Moment;
 pub use conductor::Conductor;
-pub use end::{CancelError, cancel, cancel_because, give_up_loading};
+pub use end::{ChangeError, cancel, cancel_because, give_up_loading};
 pub use finish::{Finish, finished, member_gone};
+pub use limits::{end_overdue, release, settle};
+pub use pause::{pause, preempt, resume};
 pub use reclaim::{Answer, Claim, reclaim};
 pub use reports::{checkpoint_written, parted, report};
 pub use resize::{grow, shrink};

@@ -1,11 +1,11 @@
 //! How jobs come into being: stored with their first event, what they ask of the queue, and what they come after.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use super::by_request_id;
+use super::{HeldBy, parse_job_state};
 use crate::{
     convert,
     db::DbError,
@@ -21,26 +21,6 @@ pub struct NewJob {
     pub spec: pb::JobSpec,
     /// The client's key of idempotence.
     pub request_id: Option<Uuid>,
-}
-
-/// What became of a [`NewJob`].
-#[derive(Clone, Debug)]
-pub enum Created {
-    /// It was stored.
-    New(JobId),
-    /// Its request_id was used before, for this job.
-    Before(JobId, Box<pb::JobSpec>),
-}
-
-/// Stores a job and its first event, in one transaction; or finds the one that the same request_id made before.
-pub async fn create(pool: &PgPool, new: &NewJob) -> Result<Created, DbError> {
-    match (create_all(pool, &[(JobId::new(), new)]).await, new.request_id) {
-        (Err(error), Some(request_id)) if is_repeated(&error) => {
-            let before = by_request_id(pool, request_id).await?;
-            before.map(|(job, spec)| Created::Before(job, Box::new(spec))).ok_or(error)
-        }
-        (other, _) => other.map(|jobs| Created::New(jobs[0])),
-    }
 }
 
 /// Stores jobs under ids of the caller's choice, all or none; each may come after those before it.
@@ -70,7 +50,9 @@ async fn insert_as(tx: &mut PgConnection, job: JobId, new: &NewJob, message: Str
     let workers = new.spec.workers.unwrap_or_default();
     let queue = new.spec.queue.clone().unwrap_or_default();
     let not_before = time(&queue.not_before)?;
-    let why = held_message(not_before, &queue.after);
+    let after = queue.after.iter().map(|name| JobId::from_name(name)).collect::<Result<Vec<_>, _>>();
+    let after = after.map_err(|error| DbError::Data(error.to_string()))?;
+    let why = HeldBy { after: after.clone(), until: not_before }.to_string();
     sqlx::query!(
         "insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority, not_before, deadline,
                            max_run_seconds, selector, retries, held, ready_time, state_message)
@@ -91,7 +73,7 @@ async fn insert_as(tx: &mut PgConnection, job: JobId, new: &NewJob, message: Str
     )
     .execute(&mut *tx)
     .await?;
-    insert_after(tx, job, &queue.after).await?;
+    insert_after(tx, job, &after).await?;
     events::append(tx, job, Event::new("created", message, None)).await?;
     if !why.is_empty() {
         events::append(tx, job, Event::new("held", why, None)).await?;
@@ -100,7 +82,7 @@ async fn insert_as(tx: &mut PgConnection, job: JobId, new: &NewJob, message: Str
 }
 
 /// The others' rows are locked against an end that this job would not hear of.
-async fn insert_after(tx: &mut PgConnection, job: JobId, after: &[String]) -> Result<(), DbError> {
+async fn insert_after(tx: &mut PgConnection, job: JobId, after: &[JobId]) -> Result<(), DbError> {
     if after.is_empty() {
         return Ok(());
     }
@@ -129,23 +111,7 @@ pub async fn states(pool: &PgPool, jobs: &[JobId]) -> Result<Vec<(JobId, JobStat
     let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
     let rows =
         sqlx::query!("select job_id, state from jobs where job_id = any($1)", &ids).fetch_all(pool).await?;
-    rows.into_iter().map(|row| Ok((JobId(row.job_id), super::parse_job_state(&row.state)?))).collect()
-}
-
-/// Why a job is held at first; nothing where it is not.
-fn held_message(not_before: Option<DateTime<Utc>>, after: &[String]) -> String {
-    match (not_before, after) {
-        (None, []) => String::new(),
-        (Some(time), []) => format!("waits until {} (queue.not_before)", clock(time)),
-        (None, after) => format!("waits for {} to succeed", after.join(", ")),
-        (Some(time), after) => {
-            format!("waits for {} to succeed, and until {} (queue.not_before)", after.join(", "), clock(time))
-        }
-    }
-}
-
-fn clock(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+    rows.into_iter().map(|row| Ok((JobId(row.job_id), parse_job_state(&row.state)?))).collect()
 }
 
 fn time(text: &str) -> Result<Option<DateTime<Utc>>, DbError> {
@@ -155,18 +121,4 @@ fn time(text: &str) -> Result<Option<DateTime<Utc>>, DbError> {
     let read =
         DateTime::parse_from_rfc3339(text).map_err(|error| DbError::Data(format!("time {text}: {error}")))?;
     Ok(Some(read.with_timezone(&Utc)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_held_job_says_what_it_waits_for() {
-        let noon = time("2027-01-31T13:00:00+01:00").unwrap();
-        assert_eq!(held_message(None, &[]), "");
-        assert_eq!(held_message(noon, &[]), "waits until 2027-01-31T12:00:00Z (queue.not_before)");
-        let after = ["jobs/a".to_owned(), "jobs/b".to_owned()];
-        assert_eq!(held_message(None, &after), "waits for jobs/a, jobs/b to succeed");
-    }
 }

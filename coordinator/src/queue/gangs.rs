@@ -48,6 +48,7 @@ pub struct SeatEntry {
 pub async fn gangs(pool: &PgPool) -> Result<Vec<GangEntry>, DbError> {
     let rows = sqlx::query!(
         r#"select j.job_id, j.priority, j.workers_min, j.workers_max, p.attempt, a.phase,
+                  j.yielding is not null as "yielding!",
                   array_agg(distinct p.kind) as "kinds!", array_agg(p.place order by p.place) as "places!",
                   array_agg(p.worker_id order by p.place) as "workers!",
                   array_agg(p.leaving is not null order by p.place) as "leaving!"
@@ -75,7 +76,8 @@ pub async fn gangs(pool: &PgPool) -> Result<Vec<GangEntry>, DbError> {
             min: convert::to_u32(row.workers_min),
             max: convert::to_u32(row.workers_max),
             kinds: row.kinds,
-            standing: standing(phase),
+            // One that gives way is about to give all its places back, whatever it does until then.
+            standing: if row.yielding { Standing::Ending } else { standing(phase) },
             seats: seats.map(seat).collect(),
         });
     }

@@ -9,7 +9,7 @@ use crate::{
     convert,
     db::{DbError, text},
     ids::{Fence, JobId},
-    job::{JobState, Phase, Transition},
+    job::{JobState, Phase, Transition, Yielding},
     points,
 };
 
@@ -64,6 +64,8 @@ pub struct Live {
     pub infrastructure_failures: u32,
     /// Why the attempt is closing, if it is.
     pub message: String,
+    /// What becomes of the job when its workers have left, where they were all asked to.
+    pub yielding: Option<Yielding>,
 }
 
 // The statement reads columns in one order everywhere; the macro checks each use against the schema.
@@ -140,7 +142,7 @@ pub async fn lock_live(tx: &mut PgConnection, job: JobId, fence: &Fence) -> Resu
 pub async fn lock_running(tx: &mut PgConnection, job: JobId) -> Result<Option<Live>, DbError> {
     let Some((JobState::Running, fence)) = lock(&mut *tx, job).await? else { return Ok(None) };
     let row = sqlx::query!(
-        r#"select j.step, j.infrastructure_failures, j.workers_min, j.kinds, a.phase, a.message, a.steps_before,
+        r#"select j.step, j.infrastructure_failures, j.workers_min, j.kinds, j.yielding, a.phase, a.message, a.steps_before,
                   coalesce(g.start_step, 0) as "start_step!"
            from jobs j join attempts a on a.job_id = j.job_id and a.attempt = j.attempt
            left join generations g on g.job_id = j.job_id and g.attempt = j.attempt and g.generation = j.generation
@@ -161,6 +163,7 @@ pub async fn lock_running(tx: &mut PgConnection, job: JobId) -> Result<Option<Li
         steps_before: convert::to_u64(row.steps_before),
         infrastructure_failures: convert::to_u32(row.infrastructure_failures),
         message: row.message,
+        yielding: row.yielding.as_deref().map(super::life::parse_yielding).transpose()?,
     }))
 }
 

@@ -6,13 +6,14 @@ mod gangs;
 mod generations;
 mod held;
 mod jobs;
+mod life;
 mod places;
 mod snapshot;
 
 pub use attempts::{
     close, jobs_that_wait_for, list_attempts, live_attempt, loading, open_attempt, set_total_steps,
 };
-pub use create::{Created, NewJob, create, create_all, insert_in, is_repeated, states};
+pub use create::{NewJob, create_all, insert_in, is_repeated, states};
 pub use gangs::{GangEntry, SeatEntry, gangs, troubled_places};
 pub use generations::{NewGeneration, members, open_generation, was_member};
 pub use held::{Held, held};
@@ -20,6 +21,11 @@ use jobs::parse_state as parse_job_state;
 pub use jobs::{
     JobRow, Live, by_request_id, exists, get, list, lock, lock_live, lock_running, record_failures,
     record_result, spec, transition,
+};
+pub use life::{
+    EndedDependency, HeldBy, Overdue, Standing, come_due, due, held_by, hold_if_needed, overdue,
+    record_preemption, record_retry, release, retries, set_yielding, settle_dependencies, standing,
+    unsettled, yielding,
 };
 pub use places::{
     Orphan, Place, Whereabouts, add_place, end_place, is_member, orphans, places, set_leaving, set_parted,

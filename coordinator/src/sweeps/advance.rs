@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     db::DbError,
-    gang::{self, CancelError},
+    gang::{self, ChangeError},
     ids::{JobId, SweepId},
     leadership::Leadership,
 };
@@ -85,8 +85,8 @@ async fn carry_out(pool: &PgPool, sweep: SweepId) -> Result<Vec<JobId>, DbError>
 async fn end(pool: &PgPool, job: JobId, message: &str) -> Result<bool, DbError> {
     match gang::cancel_because(pool, job, message).await {
         Ok(()) => Ok(true),
-        Err(CancelError::Illegal(_) | CancelError::NotFound) => Ok(false),
-        Err(CancelError::Db(error)) => Err(error),
+        Err(ChangeError::Illegal(_) | ChangeError::NotFound) => Ok(false),
+        Err(ChangeError::Db(error)) => Err(error),
     }
 }
 

@@ -1,0 +1,205 @@
+//! Submission: one job, or several that come after each other, checked whole and stored at once.
+
+use lorafleet_proto::v1 as pb;
+use lorafleet_spec::{
+    FieldError, fill_defaults,
+    job::submission::{self, After},
+};
+use uuid::Uuid;
+
+use super::{error::ApiError, jobs::JobsService};
+use crate::{
+    check::CheckError,
+    db::within,
+    ids::JobId,
+    job::JobState,
+    queue::{self, NewJob},
+};
+
+/// Jobs of one submission.
+const MAX_JOBS: usize = 1000;
+
+impl JobsService {
+    pub(super) async fn create(&self, request: pb::CreateJobRequest) -> Result<pb::Job, ApiError> {
+        let spec = request.spec.ok_or_else(|| ApiError::field("spec", "is required"))?;
+        let jobs = self.submit(vec![spec], "spec", &request.request_id, request.validate_only).await?;
+        jobs.into_iter().next().ok_or_else(|| ApiError::field("spec", "is required"))
+    }
+
+    pub(super) async fn create_all(
+        &self,
+        request: pb::CreateJobsRequest,
+    ) -> Result<pb::CreateJobsResponse, ApiError> {
+        let pb::CreateJobsRequest { specs, request_id, validate_only } = request;
+        if specs.is_empty() || specs.len() > MAX_JOBS {
+            let message = format!("has {} jobs; it must have 1 to {MAX_JOBS}", specs.len());
+            return Err(ApiError::field("specs", message));
+        }
+        let jobs = self.submit(specs, "specs", &request_id, validate_only).await?;
+        Ok(pb::CreateJobsResponse { jobs })
+    }
+
+    /// `field` is where the request holds the jobs: `spec`, or `specs` with an index.
+    async fn submit(
+        &self,
+        mut specs: Vec<pb::JobSpec>,
+        field: &str,
+        request_id: &str,
+        validate_only: bool,
+    ) -> Result<Vec<pb::Job>, ApiError> {
+        let request = match request_id {
+            "" => None,
+            text => Some(Uuid::parse_str(text).map_err(|_| ApiError::field("request_id", "is not a UUID"))?),
+        };
+        specs.iter_mut().for_each(fill_defaults);
+        // A repeated request is answered from its jobs alone: what they name may be gone from the store by now.
+        if let Some(first) = request.filter(|_| !validate_only)
+            && let Some(jobs) = self.before(&specs, field, first).await?
+        {
+            return Ok(jobs);
+        }
+        let ids: Vec<JobId> = specs.iter().map(|_| JobId::new()).collect();
+        let order = name_siblings(&mut specs, field, &ids)?;
+        for (i, spec) in specs.iter_mut().enumerate() {
+            let path = path(field, i);
+            self.checker.check(spec).await.map_err(|error| in_spec(error, &path))?;
+        }
+        self.check_after(&specs, field, &ids).await?;
+        if validate_only {
+            return Ok(specs
+                .into_iter()
+                .map(|spec| pb::Job { spec: Some(spec), ..pb::Job::default() })
+                .collect());
+        }
+        let news: Vec<NewJob> = (0..)
+            .zip(&specs)
+            .map(|(i, spec)| NewJob { spec: spec.clone(), request_id: request.map(|id| nth(id, i)) })
+            .collect();
+        let ordered: Vec<(JobId, &NewJob)> = order.iter().map(|&i| (ids[i], &news[i])).collect();
+        match (within(queue::create_all(&self.services.pool, &ordered)).await, request) {
+            // The same request came by another way at the same instant.
+            (Err(error), Some(first)) if queue::is_repeated(&error) => {
+                return self.before(&specs, field, first).await?.ok_or(ApiError::Db(error));
+            }
+            (done, _) => done?,
+        };
+        self.services.hub.want_scheduler();
+        self.all(&ids).await
+    }
+
+    /// The jobs that this request made before, if it did.
+    async fn before(
+        &self,
+        specs: &[pb::JobSpec],
+        field: &str,
+        first: Uuid,
+    ) -> Result<Option<Vec<pb::Job>>, ApiError> {
+        let pool = &self.services.pool;
+        let Some((job, stored)) = within(queue::by_request_id(pool, first)).await? else { return Ok(None) };
+        let used = || ApiError::RequestIdUsed { request_id: first.to_string(), job: job.name() };
+        let (mut ids, mut before) = (vec![job], vec![stored]);
+        for i in 1..specs.len() as u128 {
+            let found = within(queue::by_request_id(pool, nth(first, i))).await?;
+            let (job, stored) = found.ok_or_else(used)?;
+            ids.push(job);
+            before.push(stored);
+        }
+        let mut specs = specs.to_vec();
+        name_siblings(&mut specs, field, &ids)?;
+        if before != specs {
+            return Err(used());
+        }
+        self.all(&ids).await.map(Some)
+    }
+
+    async fn all(&self, ids: &[JobId]) -> Result<Vec<pb::Job>, ApiError> {
+        let mut jobs = Vec::with_capacity(ids.len());
+        for id in ids {
+            jobs.push(self.get(*id).await?);
+        }
+        Ok(jobs)
+    }
+
+    /// Jobs that others come after must be there, and must not have ended badly.
+    async fn check_after(&self, specs: &[pb::JobSpec], field: &str, own: &[JobId]) -> Result<(), ApiError> {
+        let mut named = Vec::new();
+        for (i, spec) in specs.iter().enumerate() {
+            for (j, name) in spec.queue.iter().flat_map(|queue| &queue.after).enumerate() {
+                let path = format!("{}.queue.after[{j}]", path(field, i));
+                let job = JobId::from_name(name).map_err(|error| ApiError::name(&path, &error))?;
+                if !own.contains(&job) {
+                    named.push((path, job));
+                }
+            }
+        }
+        if named.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<JobId> = named.iter().map(|(_, job)| *job).collect();
+        let states = within(queue::states(&self.services.pool, &ids)).await?;
+        let mut errors = Vec::new();
+        for (path, job) in named {
+            match states.iter().find(|(known, _)| *known == job).map(|(_, state)| *state) {
+                None => {
+                    errors.push(FieldError::new(path, format!("is {}, which does not exist", job.name())))
+                }
+                Some(state @ (JobState::Failed | JobState::Cancelled)) => {
+                    let message =
+                        format!("is {}, which is {}: this job would never start", job.name(), state.word());
+                    errors.push(FieldError::new(path, message));
+                }
+                Some(_) => {}
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
+    }
+}
+
+/// Replaces names of siblings by their resource names; gives the order in which to store them.
+fn name_siblings(specs: &mut [pb::JobSpec], field: &str, ids: &[JobId]) -> Result<Vec<usize>, ApiError> {
+    let jobs: Vec<(&str, &[String])> = specs
+        .iter()
+        .map(|spec| {
+            let after = spec.queue.as_ref().map_or(&[][..], |queue| &queue.after);
+            (spec.display_name.as_str(), after)
+        })
+        .collect();
+    let order = submission::order(&jobs).map_err(|wrong| {
+        let at = |wrong: submission::Misplaced| {
+            FieldError::new(format!("{}.{}", path(field, wrong.job), wrong.error.path), wrong.error.message)
+        };
+        ApiError::Invalid(wrong.into_iter().map(at).collect())
+    })?;
+    for (spec, after) in specs.iter_mut().zip(order.after) {
+        let Some(queue) = &mut spec.queue else { continue };
+        let name = |after| match after {
+            After::Sibling(job) => ids[job].name(),
+            After::Stored(name) => name,
+        };
+        queue.after = after.into_iter().map(name).collect();
+    }
+    Ok(order.jobs)
+}
+
+/// The key of idempotence of one of several jobs: the request's own for the first, and others by its last bits.
+fn nth(request: Uuid, n: u128) -> Uuid {
+    Uuid::from_u128(request.as_u128() ^ n)
+}
+
+fn path(field: &str, index: usize) -> String {
+    if field == "spec" { field.to_owned() } else { format!("{field}[{index}]") }
+}
+
+/// The check speaks of `spec`; the request may hold several.
+fn in_spec(error: CheckError, path: &str) -> ApiError {
+    match ApiError::from(error) {
+        ApiError::Invalid(errors) => {
+            let at = |error: FieldError| {
+                let rest = error.path.strip_prefix("spec").unwrap_or(&error.path);
+                FieldError::new(format!("{path}{rest}"), error.message)
+            };
+            ApiError::Invalid(errors.into_iter().map(at).collect())
+        }
+        other => other,
+    }
+}
