@@ -86,11 +86,7 @@ async fn insert_after(tx: &mut PgConnection, job: JobId, after: &[JobId]) -> Res
     if after.is_empty() {
         return Ok(());
     }
-    let wrong = |error: crate::ids::NameError| DbError::Data(error.to_string());
-    let after: Vec<Uuid> = after
-        .iter()
-        .map(|name| Ok(JobId::from_name(name).map_err(wrong)?.0))
-        .collect::<Result<_, DbError>>()?;
+    let after: Vec<Uuid> = after.iter().map(|job| job.0).collect();
     let done = sqlx::query!(
         "with others as (select job_id, state from jobs where job_id = any($2) order by job_id for share)
          insert into job_dependencies (job_id, after_job_id, ended)

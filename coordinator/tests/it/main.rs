@@ -6,15 +6,18 @@ mod worker;
 
 mod cancel;
 mod checkpoints;
+mod dependencies;
 mod elastic;
 mod fencing;
 mod jobs_api;
 mod leases;
 mod life;
 mod outages;
+mod pause;
 mod pooler;
 mod race;
 mod reclaim;
+mod retries;
 mod sharing;
 mod silence;
 mod sweeps;
