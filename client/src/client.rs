@@ -99,6 +99,52 @@ impl Client {
         self.unary(request, |channel, request| async move { jobs(channel).cancel_job(request).await }).await
     }
 
+    /// Stores several jobs at once, or none; with the same `request_id` the same jobs.
+    ///
+    /// # Errors
+    /// As [`Client::create_job`].
+    pub async fn create_jobs(
+        &self,
+        specs: &[pb::JobSpec],
+        request_id: &str,
+    ) -> Result<Vec<pb::Job>, ClientError> {
+        let request = pb::CreateJobsRequest {
+            specs: specs.to_vec(),
+            request_id: request_id.to_owned(),
+            validate_only: false,
+        };
+        let made =
+            self.unary(request, |channel, request| async move { jobs(channel).create_jobs(request).await });
+        Ok(made.await?.jobs)
+    }
+
+    /// Takes a job off its workers, with a checkpoint, until it is resumed.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` when it has ended.
+    pub async fn pause_job(&self, name: &str) -> Result<pb::Job, ClientError> {
+        let request = pb::PauseJobRequest { name: name.to_owned() };
+        self.unary(request, |channel, request| async move { jobs(channel).pause_job(request).await }).await
+    }
+
+    /// Puts a paused job back into the queue.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` when it is not paused.
+    pub async fn resume_job(&self, name: &str) -> Result<pb::Job, ClientError> {
+        let request = pb::ResumeJobRequest { name: name.to_owned() };
+        self.unary(request, |channel, request| async move { jobs(channel).resume_job(request).await }).await
+    }
+
+    /// Why a job stands where it does.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn explain_job(&self, name: &str) -> Result<pb::ExplainJobResponse, ClientError> {
+        let request = pb::ExplainJobRequest { name: name.to_owned() };
+        self.unary(request, |channel, request| async move { jobs(channel).explain_job(request).await }).await
+    }
+
     /// The newest `limit` jobs in one of `states` (empty: any), newest first.
     ///
     /// # Errors

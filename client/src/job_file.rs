@@ -10,6 +10,7 @@ use lorafleet_spec::{
     base::{BaseSource, base_files},
     data::{is_elsewhere, local_path},
     digest,
+    job::submission,
     validate::{self, Report},
 };
 
@@ -32,6 +33,8 @@ pub struct JobFile {
     path: PathBuf,
     text: String,
     base: Option<FetchedBase>,
+    /// Which of several documents of the file it is, from 1.
+    document: Option<usize>,
 }
 
 /// A base that the job file names by hub id or URL, on this machine.
@@ -58,7 +61,7 @@ pub struct Sent {
 impl JobFile {
     /// A job file with this text, whose relative paths begin at the folder of `path`.
     pub fn new(path: &Path, text: String) -> Self {
-        Self { path: path.to_owned(), text, base: None }
+        Self { path: path.to_owned(), text, base: None, document: None }
     }
 
     /// Reads a job file. Blocks.
@@ -68,6 +71,18 @@ impl JobFile {
     pub fn read(path: &Path) -> Result<Self, ClientError> {
         let text = fs::read_to_string(path).map_err(ClientError::file(path))?;
         Ok(Self::new(path, text))
+    }
+
+    /// Reads a file of one or several jobs: a YAML document each. Blocks.
+    ///
+    /// # Errors
+    /// `File` when it cannot be read.
+    pub fn read_all(path: &Path) -> Result<Vec<Self>, ClientError> {
+        let text = fs::read_to_string(path).map_err(ClientError::file(path))?;
+        let documents = submission::documents(&text);
+        let several = documents.len() > 1;
+        let file = |(i, text)| Self { document: several.then_some(i), ..Self::new(path, text) };
+        Ok((1..).zip(documents).map(file).collect())
     }
 
     /// Brings the base here, where the job file names it by hub id or by a store's URL; a branch or tag of the hub becomes
@@ -121,7 +136,8 @@ impl JobFile {
     pub fn mistakes(&self, errors: Vec<FieldError>) -> ClientError {
         let count =
             if errors.len() == 1 { "a mistake".to_owned() } else { format!("{} mistakes", errors.len()) };
-        ClientError::invalid(format!("{} has {count}:", self.path.display()), errors)
+        let which = self.document.map_or(String::new(), |n| format!(" (document {n})"));
+        ClientError::invalid(format!("{}{which} has {count}:", self.path.display()), errors)
     }
 
     /// Where its relative paths begin.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use lorafleet_spec::{sweep, validate};
+use lorafleet_spec::{job::submission, sweep, validate};
 
 /// The job files of a page: its YAML blocks that name a base.
 fn job_files(page: &str) -> impl Iterator<Item = &str> {
@@ -20,7 +20,8 @@ fn every_job_file_in_the_docs_is_valid() {
             continue;
         }
         let page = fs::read_to_string(&path).expect("a page is text");
-        for text in job_files(&page) {
+        for text in job_files(&page).flat_map(submission::documents) {
+            let text = text.as_str();
             count += 1;
             let of_sweep = text.lines().any(|line| line.starts_with("sweep:")).then(|| one_of_sweep(text));
             let text = of_sweep.as_deref().unwrap_or(text);

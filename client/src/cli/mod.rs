@@ -5,6 +5,7 @@ mod checkpoints;
 mod classify;
 mod download;
 mod exit;
+mod explain;
 mod folders;
 mod follow;
 mod generate;
@@ -13,6 +14,8 @@ mod list;
 mod logs;
 mod merge;
 mod output;
+mod pause;
+mod resume;
 mod submit;
 mod sweep;
 mod transfer;
@@ -59,6 +62,12 @@ enum Command {
     Watch(watch::Args),
     /// End a job that has not ended.
     Cancel(cancel::Args),
+    /// Take a job off its workers, with a checkpoint, until it is resumed.
+    Pause(pause::Args),
+    /// Put a paused job back into the queue.
+    Resume(resume::Args),
+    /// Say why a job does not run and what it waits for.
+    Explain(explain::Args),
     /// Show a job's history.
     Logs(logs::Args),
     /// List a job's checkpoints.
@@ -92,6 +101,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Get(args) => get::run(args, &fleet).await,
         Command::Watch(args) => watch::run(args, &fleet).await,
         Command::Cancel(args) => cancel::run(args, &fleet).await,
+        Command::Pause(args) => pause::run(args, &fleet).await,
+        Command::Resume(args) => resume::run(args, &fleet).await,
+        Command::Explain(args) => explain::run(args, &fleet).await,
         Command::Logs(args) => logs::run(args, &fleet).await,
         Command::Checkpoints(args) => checkpoints::run(args, &fleet).await,
         Command::Download(args) => download::run(args, &fleet).await,

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use lorafleet::{ClientError, FieldError, JobFile, short_id};
-use lorafleet_spec::validate::Report;
+use lorafleet::{Client, ClientError, FieldError, JobFile, pb, short_id};
+use lorafleet_spec::{job::submission, validate::Report};
 use uuid::Uuid;
 
 use super::{
@@ -34,13 +34,18 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
             FieldError::new("--download", "needs --watch: there is no adapter before the job has ended");
         return Err(ClientError::invalid("the command line is not right:", vec![mistake]).into());
     }
-    let (file, report) = checked_file(JobFile::read(&args.file)?).await?;
+    let mut files = JobFile::read_all(&args.file)?;
+    let file = match files.pop() {
+        Some(only) if files.is_empty() => only,
+        last => {
+            files.extend(last);
+            return several(args, files, fleet).await;
+        }
+    };
+    let (file, report) = checked_file(file).await?;
     let mut spec = report.spec;
     let client = fleet.connect().await?;
-    for sent in client.upload_sources(&mut spec, &file, &transfer::by_name()).await? {
-        let what = if sent.already_present { "is in the fleet already" } else { "is sent" };
-        eprintln!("{}: {} {what} ({})", sent.field, sent.source, bytes(sent.size));
-    }
+    send(&client, &mut spec, &file).await?;
     let request_id = args.request_id.unwrap_or_else(Uuid::new_v4).to_string();
     let job = client.create_job(&spec, &request_id).await?;
     if args.watch {
@@ -60,6 +65,54 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
         eprintln!("follow it with: lorafleet watch {}", short_id(&job.name));
     }
     Ok(Exit::Done)
+}
+
+/// Stores the jobs of a file of several documents at once, when nothing is wrong with any of them.
+async fn several(args: Args, files: Vec<JobFile>, fleet: &Fleet) -> anyhow::Result<Exit> {
+    if args.watch {
+        let message =
+            format!("follows one job, and the file has {}; submit them, then watch one", files.len());
+        let mistake = FieldError::new("--watch", message);
+        return Err(ClientError::invalid("the command line is not right:", vec![mistake]).into());
+    }
+    let mut checked = Vec::with_capacity(files.len());
+    for file in files {
+        let (file, report) = checked_file(file).await?;
+        checked.push((file, report.spec));
+    }
+    let after = |spec: &pb::JobSpec| spec.queue.clone().unwrap_or_default().after;
+    let after: Vec<Vec<String>> = checked.iter().map(|(_, spec)| after(spec)).collect();
+    let names = checked.iter().map(|(_, spec)| spec.display_name.as_str());
+    let jobs: Vec<(&str, &[String])> = names.zip(after.iter().map(Vec::as_slice)).collect();
+    if let Err(wrong) = submission::order(&jobs) {
+        let file = &checked[wrong[0].job].0;
+        return Err(file.mistakes(wrong.into_iter().map(|wrong| wrong.error).collect()).into());
+    }
+    let client = fleet.connect().await?;
+    for (file, spec) in &mut checked {
+        send(&client, spec, file).await?;
+    }
+    let specs: Vec<pb::JobSpec> = checked.into_iter().map(|(_, spec)| spec).collect();
+    let request_id = args.request_id.unwrap_or_else(Uuid::new_v4).to_string();
+    let jobs = client.create_jobs(&specs, &request_id).await?;
+    if args.follow.json {
+        output::json(&pb::CreateJobsResponse { jobs })?;
+    } else {
+        for job in &jobs {
+            let name = job.spec.as_ref().map_or("", |spec| spec.display_name.as_str());
+            output::line(&format!("{}  {name}", job.name))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Sends what a job names and the fleet lacks.
+async fn send(client: &Client, spec: &mut pb::JobSpec, file: &JobFile) -> Result<(), ClientError> {
+    for sent in client.upload_sources(spec, file, &transfer::by_name()).await? {
+        let what = if sent.already_present { "is in the fleet already" } else { "is sent" };
+        eprintln!("{}: {} {what} ({})", sent.field, sent.source, bytes(sent.size));
+    }
+    Ok(())
 }
 
 /// Checks a job file and everything that it names; all mistakes at once.

@@ -121,6 +121,36 @@ impl Jobs for Service {
         Ok(Response::new(job))
     }
 
+    async fn create_jobs(
+        &self,
+        request: Request<pb::CreateJobsRequest>,
+    ) -> Result<Response<pb::CreateJobsResponse>, Status> {
+        let named = |(i, spec)| pb::Job { name: format!("jobs/{i}"), spec: Some(spec), ..Default::default() };
+        let jobs = (1..).zip(request.into_inner().specs).map(named).collect();
+        Ok(Response::new(pb::CreateJobsResponse { jobs }))
+    }
+
+    async fn pause_job(&self, request: Request<pb::PauseJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let mut job = self.state().job(&request.into_inner().name)?;
+        job.set_state(pb::JobState::Paused);
+        Ok(Response::new(job))
+    }
+
+    async fn resume_job(&self, request: Request<pb::ResumeJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let mut job = self.state().job(&request.into_inner().name)?;
+        job.set_state(pb::JobState::Queued);
+        Ok(Response::new(job))
+    }
+
+    async fn explain_job(
+        &self,
+        request: Request<pb::ExplainJobRequest>,
+    ) -> Result<Response<pb::ExplainJobResponse>, Status> {
+        let job = self.state().job(&request.into_inner().name)?;
+        let explanation = format!("is queued: it {}", job.state_message);
+        Ok(Response::new(pb::ExplainJobResponse { explanation, state: job.state, ..Default::default() }))
+    }
+
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::Job>, Status> {
         self.state().job(&request.into_inner().name).map(Response::new)
     }

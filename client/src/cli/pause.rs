@@ -1,0 +1,27 @@
+//! `lorafleet pause JOB`: takes a job off its workers, with a checkpoint, until it is resumed.
+
+use lorafleet::job_name;
+
+use super::{Exit, Fleet, output};
+use crate::show::state_name;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The job: its id, or jobs/ID.
+    job: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
+    let job = fleet.connect().await?.pause_job(&job_name(&args.job)?).await?;
+    if args.json {
+        output::json(&job)?;
+    } else {
+        let said =
+            if job.state_message.is_empty() { String::new() } else { format!(": {}", job.state_message) };
+        output::line(&format!("{} is {}{said}", job.name, state_name(job.state())))?;
+    }
+    Ok(Exit::Done)
+}
