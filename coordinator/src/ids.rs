@@ -91,8 +91,19 @@ impl fmt::Display for JobId {
 // === impl TenantId ===
 
 impl TenantId {
-    /// The tenant of jobs that name none: there from the start.
+    /// The tenant that is always there: of everyone who shows no token.
     pub const DEFAULT: Self = Self(Uuid::from_u128(1));
+
+    /// A new id; ids of later tenants sort later.
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl Default for TenantId {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
 }
 
 impl fmt::Display for TenantId {

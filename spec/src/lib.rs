@@ -11,6 +11,7 @@ pub mod plan;
 pub mod sampler;
 pub mod sweep;
 pub mod targets;
+pub mod tenant;
 pub mod validate;
 
 pub use base::{BaseError, BaseShape};
@@ -18,3 +19,4 @@ pub use data::{DataError, Dataset, Example, Tokenizer};
 pub use job::{FieldError, Job, check_label, fill_defaults, parse_yaml};
 pub use sampler::Sampler;
 pub use targets::Target;
+pub use tenant::{TENANT_NAME_FORM, is_tenant_name};

@@ -11,7 +11,10 @@ use super::{
     AdapterSpec, CheckpointSpec, DataSpec, EvalSpec, FieldError, Job, Metric, QueueSpec, Source, Task,
     TrainSpec, WorkersSpec,
 };
-use crate::digest::is_sha256;
+use crate::{
+    digest::is_sha256,
+    tenant::{TENANT_NAME_FORM, is_tenant_name},
+};
 pub use queue::{MAX_AFTER, check_label};
 
 /// Workers a job may use.
@@ -47,6 +50,7 @@ pub(crate) struct Parts {
 pub(super) fn parts(spec: &pb::JobSpec) -> (Parts, Vec<FieldError>) {
     let mut check = Check(Vec::new());
     check.name(&spec.display_name);
+    check.tenant(&spec.tenant);
     let train = spec.train.unwrap_or_default();
     let task = check.task(spec.task);
     let parts = Parts {
@@ -123,6 +127,13 @@ impl Check {
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
         self.rule(good, "name", || {
             format!("is {name:?}; it must be 1 to 63 letters, digits, '-', '_' or '.' of ASCII")
+        });
+    }
+
+    /// An empty one is filled in by whoever stores the job: it depends on the caller.
+    fn tenant(&mut self, name: &str) {
+        self.rule(name.is_empty() || is_tenant_name(name), "tenant", || {
+            format!("is {name:?}; a tenant's name has {TENANT_NAME_FORM}")
         });
     }
 

@@ -152,6 +152,7 @@ fn each_bad_value_has_its_path_and_reason() {
         ("eval: {prompts: ['']}", "eval.prompts[0]: is empty"),
         ("checkpoint: {keep: 0}", "checkpoint.keep: is 0"),
         ("checkpoint: 5", "checkpoint: must be fields with values, not a number"),
+        ("tenant: Team A", "tenant: is \"Team A\"; a tenant's name has 1 to 63"),
         ("priority: 1001", "priority: is 1001; it must be from -1000 to 1000"),
         (
             "checkpoint: {every: 4, keep_every: 6}",

@@ -29,6 +29,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "checkpoint",
             "workers",
             "priority",
+            "tenant",
             "queue",
         ],
     ),
@@ -235,6 +236,8 @@ impl Reader {
                     ("classification", pb::Task::Classification as i32),
                 ],
             ),
+            priority: self.integer(&root, "priority").unwrap_or_default(),
+            tenant: self.string(&root, "tenant").unwrap_or_default(),
             priority: self.priority(&root).unwrap_or_default(),
             ..Default::default()
         };
