@@ -6,10 +6,7 @@ pub const TENANT_NAME_FORM: &str = "1 to 63 lower-case letters, digits or '-', w
 /// Whether `name` has the form of a tenant's name.
 pub fn is_tenant_name(name: &str) -> bool {
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&name.len())
-        && name.bytes().all(good)
-        && !name.starts_with('-')
-        && !name.ends_with('-')
+    (1..=63).contains(&name.len()) && name.bytes().all(good) && !name.starts_with('-') && !name.ends_with('-')
 }
 
 #[cfg(test)]

@@ -236,7 +236,6 @@ impl Reader {
                     ("classification", pb::Task::Classification as i32),
                 ],
             ),
-            priority: self.integer(&root, "priority").unwrap_or_default(),
             tenant: self.string(&root, "tenant").unwrap_or_default(),
             priority: self.priority(&root).unwrap_or_default(),
             ..Default::default()
