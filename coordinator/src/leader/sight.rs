@@ -86,6 +86,7 @@ impl Sight {
                 kinds: entry.kinds.iter().map(|kind| Arc::from(kind.as_str())).collect(),
                 selector: Labels::none(),
                 base: None,
+                age: Duration::ZERO,
                 left: None,
                 preemptible: false,
                 seats: entry.seats.iter().map(seat).collect(),

@@ -1,8 +1,12 @@
 //! Decisions by example, and the rules that hold for all of them.
 
+mod long_run;
+mod overtaking;
+mod preemption;
 mod rules;
+mod tenants;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use uuid::Uuid;
 
@@ -66,6 +70,7 @@ fn gang(n: u128, min: usize, max: usize, on: &[u128]) -> Gang {
         kinds: vec!["k".into()],
         selector: Labels::none(),
         base: None,
+        age: Duration::ZERO,
         left: None,
         preemptible: false,
         seats: on.iter().enumerate().map(seat).collect(),

@@ -20,7 +20,7 @@ pub struct Queued {
     pub max: usize,
     /// How long the scheduler has known it.
     pub waited: Duration,
-    /// Time since it was submitted, or came back to the queue: the older goes first.
+    /// Time since it was submitted, whatever became of it since: the older goes first.
     pub age: Duration,
     /// The kind of worker that it ran on before, if any.
     pub kind: Option<Arc<str>>,
@@ -76,6 +76,8 @@ pub struct Gang {
     pub seats: Vec<Seat>,
     /// Workers that get no place in this attempt for now.
     pub barred: BTreeSet<WorkerId>,
+    /// Time since the job was submitted.
+    pub age: Duration,
     /// How long it still runs, where that is known.
     pub left: Option<Duration>,
     /// It may be sent back to the queue for a job of higher priority.

@@ -465,6 +465,7 @@ impl Coordinator {
             kinds: vec!["k".into()],
             selector: scheduler::Labels::none(),
             base: None,
+            age: Duration::ZERO,
             left: None,
             preemptible: false,
             seats: seats
