@@ -150,7 +150,8 @@ impl World {
                     min: job.min,
                     max: job.max,
                     waited,
-                    age: waited,
+                    // All were submitted at the beginning.
+                    age: Duration::from_millis(now),
                     kind,
                     selector: Labels::none(),
                     base: None,
