@@ -39,7 +39,7 @@ async fn a_job_starts_when_all_before_it_succeeded() {
     assert_eq!([&again[0].name, &again[1].name], [second, first]);
     let explain = pb::ExplainJobRequest { name: second.clone() };
     let told = coordinator.jobs().await.explain_job(explain).await.expect("explained").into_inner();
-    assert_eq!(told.waits_for, [first.clone()]);
+    assert_eq!(told.waits_for, [first.as_str()]);
     let (place, _) = a.start().await;
     assert_eq!(&place.assign.job, first);
     a.finish(&place, place.succeeded(100)).await;

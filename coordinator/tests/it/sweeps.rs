@@ -157,7 +157,7 @@ async fn halving_ends_the_worse_and_never_the_best() {
 
     // Another coordinator goes on from what is written down.
     let second = bed.coordinator().await;
-    let workers: Vec<_> = running.drain(..).collect();
+    let workers: Vec<_> = std::mem::take(&mut running);
     first.stop().await;
     for (worker, place) in workers {
         running.push((worker.reattach(&second).await, place));

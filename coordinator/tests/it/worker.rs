@@ -328,7 +328,6 @@ impl Place {
             kind: "said".into(),
             message: message.into(),
             key: key.into(),
-            ..Default::default()
         }
     }
 
