@@ -14,6 +14,9 @@ pub enum End {
     /// The job's own fault: what is wrong, where, and what to do.
     #[error("{0}")]
     Failed(String),
+    /// As [`End::Failed`], for the whole gang alike, but another try may do better: the store does not answer.
+    #[error("{0}")]
+    MayHeal(String),
     /// The fault of machines and networks: another attempt may do better.
     #[error("{0}")]
     Lost(String),
@@ -38,6 +41,7 @@ impl End {
     pub fn outcome(self) -> Outcome {
         match self {
             Self::Failed(message) => Outcome::Failed(pb::Failed { message, may_heal: false }),
+            Self::MayHeal(message) => Outcome::Failed(pb::Failed { message, may_heal: true }),
             Self::Lost(message) => Outcome::Lost(pb::Lost { message, suspects: Vec::new() }),
             Self::Released { step } => Outcome::Released(pb::Released { step }),
             Self::Stopped => Outcome::Stopped(pb::Stopped {}),
@@ -104,6 +108,7 @@ pub fn missing(what: &str, error: &StoreError) -> End {
         StoreError::Damaged { .. } | StoreError::Sums { .. } | StoreError::TooLarge { .. } => {
             End::Failed(format!("{message}; delete it from the store and upload it again"))
         }
+        error if error.is_transient() => End::MayHeal(message),
         _ => End::lost(message),
     }
 }
@@ -116,5 +121,18 @@ pub fn outcome_name(outcome: &Outcome) -> &'static str {
         Outcome::Lost(_) => "lost",
         Outcome::Released(_) => "released",
         Outcome::Stopped(_) => "stopped",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_another_try_may_mend_is_said_to_heal() {
+        let heals = |end: End| matches!(end.outcome(), Outcome::Failed(failed) if failed.may_heal);
+        assert!(heals(End::MayHeal("the store does not answer".into())));
+        assert!(!heals(End::Failed("line 7 is not JSON".into())));
+        assert!(!heals(End::lost("the disk is full")));
     }
 }

@@ -99,7 +99,7 @@ impl Run {
         match &end {
             End::Released { step } => info!(step, "released"),
             _ if told => info!("stopped"),
-            End::Failed(message) => warn!(message, "the job failed"),
+            End::Failed(message) | End::MayHeal(message) => warn!(message, "the job failed"),
             other => warn!(reason = %other, "the run ended"),
         }
         if told { End::Stopped } else { end }
