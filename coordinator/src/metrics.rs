@@ -17,19 +17,25 @@ const TOKENS: &str = "lorafleet_tokens_total";
 const WORKERS: &str = "lorafleet_connected_workers";
 const LEADER: &str = "lorafleet_scheduler_leader";
 const DECISION: &str = "lorafleet_scheduler_decision_seconds";
+const REQUESTS: &str = "lorafleet_grpc_requests_total";
+const REQUEST_SECONDS: &str = "lorafleet_grpc_request_seconds";
 
 /// Every metric, with its help text.
 pub const METRICS: &[Metric] = &[
-    Metric::gauge(JOBS, "Jobs by state, of those that have not ended."),
+    Metric::gauge(JOBS, "Jobs by state, of those that have not ended.").by(&["state"]),
     Metric::histogram(QUEUE_WAIT, "Time from submission to the first attempt."),
-    Metric::counter(TRANSITIONS, "Changes of jobs' states."),
+    Metric::counter(TRANSITIONS, "Changes of jobs' states.").by(&["from", "to"]),
     Metric::counter(LEASES_ENDED, "Leases of workers that ended because they fell silent."),
-    Metric::counter(STALE_WRITES, "Writes of workers that were refused because their fence was stale."),
+    Metric::counter(STALE_WRITES, "Writes of workers that were refused because their fence was stale.")
+        .by(&["kind"]),
     Metric::counter(STEPS, "Finished steps that were reported, over all jobs."),
     Metric::counter(TOKENS, "Tokens in reported steps, over all jobs."),
     Metric::gauge(WORKERS, "Workers whose stream this coordinator holds."),
     Metric::gauge(LEADER, "1 where this coordinator schedules."),
     Metric::histogram(DECISION, "Time of one scheduling decision, its database calls included."),
+    Metric::counter(REQUESTS, "gRPC calls, by method and by the status that they were answered with.")
+        .by(&["method", "code"]),
+    Metric::histogram(REQUEST_SECONDS, "Time of a gRPC call until its answer begins.").by(&["method"]),
 ];
 
 /// Jobs that wait and jobs that run.
@@ -81,4 +87,10 @@ pub fn leader(leads: bool) {
 /// A scheduling decision was made.
 pub fn decision(took: Duration) {
     histogram!(DECISION).record(took);
+}
+
+/// A call was answered, or a stream of answers began.
+pub fn request(method: String, code: &'static str, took: Duration) {
+    counter!(REQUESTS, "method" => method.clone(), "code" => code).increment(1);
+    histogram!(REQUEST_SECONDS, "method" => method).record(took);
 }

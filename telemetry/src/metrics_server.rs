@@ -50,6 +50,8 @@ pub struct Metric {
     pub kind: MetricKind,
     /// What it says, in one sentence.
     pub help: &'static str,
+    /// By what its series are told apart.
+    pub labels: &'static [&'static str],
 }
 
 /// What a metric does over time.
@@ -66,25 +68,43 @@ pub enum MetricKind {
 impl Metric {
     /// A number that only grows.
     pub const fn counter(name: &'static str, help: &'static str) -> Metric {
-        Metric { name, kind: MetricKind::Counter, help }
+        Metric { name, kind: MetricKind::Counter, help, labels: &[] }
     }
 
     /// A number that goes up and down.
     pub const fn gauge(name: &'static str, help: &'static str) -> Metric {
-        Metric { name, kind: MetricKind::Gauge, help }
+        Metric { name, kind: MetricKind::Gauge, help, labels: &[] }
     }
 
     /// A distribution.
     pub const fn histogram(name: &'static str, help: &'static str) -> Metric {
-        Metric { name, kind: MetricKind::Histogram, help }
+        Metric { name, kind: MetricKind::Histogram, help, labels: &[] }
     }
 
-    /// Makes its help text known.
+    /// One series for each value of these labels; each appears when it is first recorded.
+    pub const fn by(self, labels: &'static [&'static str]) -> Metric {
+        Metric { labels, ..self }
+    }
+
+    /// Makes its help text known, and begins what counts at zero: a rate sees the first increment only then, and a
+    /// board can tell "never" from "not there". A gauge waits for its first value.
     fn describe(&self) {
+        let single = self.labels.is_empty();
         match self.kind {
-            MetricKind::Counter => metrics::describe_counter!(self.name, self.help),
+            MetricKind::Counter => {
+                metrics::describe_counter!(self.name, self.help);
+                if single {
+                    metrics::counter!(self.name).increment(0);
+                }
+            }
             MetricKind::Gauge => metrics::describe_gauge!(self.name, self.help),
-            MetricKind::Histogram => metrics::describe_histogram!(self.name, self.help),
+            MetricKind::Histogram => {
+                metrics::describe_histogram!(self.name, self.help);
+                if single {
+                    // Asking for it registers it, without a sample.
+                    let _ = metrics::histogram!(self.name);
+                }
+            }
         }
     }
 }
@@ -223,7 +243,9 @@ mod tests {
     #[tokio::test]
     async fn serves_what_was_recorded() {
         let known = [
-            Metric::counter("lorafleet_tests_total", "Tests run."),
+            Metric::counter("lorafleet_tests_total", "Tests run.").by(&["kind"]),
+            Metric::counter("lorafleet_failures_total", "Tests failed."),
+            Metric::histogram("lorafleet_setup_seconds", "Time before a test."),
             Metric::histogram("lorafleet_test_seconds", "Time of a test."),
             Metric::histogram("lorafleet_test_bytes", "Size of a test."),
         ];
@@ -242,6 +264,8 @@ mod tests {
                 "# HELP lorafleet_tests_total Tests run.",
                 "# TYPE lorafleet_tests_total counter",
                 "lorafleet_tests_total{kind=\"unit\"} 3",
+                "lorafleet_failures_total 0",
+                "lorafleet_setup_seconds_count 0",
                 "lorafleet_test_seconds_bucket{le=\"0.25\"} 1",
                 "lorafleet_test_bytes_bucket{le=\"4096\"} 0",
                 "lorafleet_test_bytes_bucket{le=\"16384\"} 1",

@@ -41,7 +41,7 @@ pub const METRICS: [Metric; 14] = [
     Metric::histogram(CHECKPOINT_SECONDS, "Wall time of writing a checkpoint, beside training"),
     Metric::histogram(CHECKPOINT_BYTES, "Size of a checkpoint"),
     Metric::counter(CHECKPOINTS_MISSED, "Checkpoints that could not be written"),
-    Metric::counter(RUNS, "Runs, by how they ended"),
+    Metric::counter(RUNS, "Runs, by how they ended").by(&["outcome"]),
     Metric::counter(REPORTS_DROPPED, "Reports dropped because the coordinator was away for too long"),
     Metric::counter(DISCONNECTS, "Streams to the coordinator that broke"),
     Metric::gauge(STRAGGLERS, "Members of the gang that compute far slower than its median"),

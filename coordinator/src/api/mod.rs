@@ -1,6 +1,7 @@
 //! The gRPC API: services over one listener, with health, reflection, limits and a drain.
 
 mod artifacts;
+mod counted;
 pub mod error;
 mod fleet;
 mod jobs;
@@ -94,6 +95,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .tcp_nodelay(true)
+        .layer(counted::Counting)
         .add_service(health_service)
         .add_service(reflection)
         .add_service(pb::jobs_server::JobsServer::new(jobs))
