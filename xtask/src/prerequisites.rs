@@ -7,6 +7,31 @@ use lorafleet_postgres::Binaries;
 
 use crate::command::{must, output, succeeds};
 
+/// Makes sure that the programs that check deploy/ are here: kubectl and Prometheus.
+///
+/// # Errors
+/// When one is not and cannot be installed; says what to do.
+pub fn deployment() -> anyhow::Result<()> {
+    for (program, package) in [("kubectl", "kubernetes-client"), ("prometheus", "prometheus")] {
+        let there = || Command::new(program).args(["--help"]).output().is_ok();
+        if there() {
+            continue;
+        }
+        let by_hand = format!("{program} is missing and could not be installed: apt-get install {package}");
+        if !Path::new("/etc/debian_version").exists() {
+            bail!("{program} is missing; install it, on PATH (Debian's package is {package})");
+        }
+        eprintln!("{program} is missing; installing Debian's package");
+        let installed = apt(&["update", "-q"])
+            .and_then(|()| apt(&["install", "-y", "-q", "--no-install-recommends", package]));
+        installed.context(by_hand)?;
+        if !there() {
+            bail!("apt-get installed {package}, but {program} is still not to be found");
+        }
+    }
+    Ok(())
+}
+
 /// Makes sure that PostgreSQL's programs are here.
 ///
 /// # Errors

@@ -16,6 +16,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     prerequisites::postgres()?;
+    prerequisites::deployment()?;
     prerequisites::lints()?;
     let mut broken = Vec::new();
     let steps: [(&str, &[&str]); 3] = [

@@ -5,6 +5,7 @@ mod bad_start;
 mod chaos;
 mod command_line;
 mod crash_points;
+mod deploy;
 mod elastic;
 mod forms;
 mod kill_all;
