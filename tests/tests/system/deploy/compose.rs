@@ -79,13 +79,16 @@ fn images_hold_programs_that_exist_and_run_as_nobody() -> Result<()> {
         .parse()
         .context("USER must be a number: Kubernetes checks it")?;
     ensure!(id != 0, "the images run as root");
-    for package in
-        dockerfile.split_whitespace().skip_while(|word| *word != "-p").take_while(|word| *word != "\\")
-    {
-        if let Some(folder) = package.strip_prefix("lorafleet-") {
-            let manifest = read(&format!("{folder}/Cargo.toml"))?;
-            ensure!(manifest.contains(&format!("name = \"{package}\"")), "no package {package}");
-        }
+    let words: Vec<&str> = dockerfile.split_whitespace().collect();
+    let packages: Vec<&str> = words.windows(2).filter(|pair| pair[0] == "-p").map(|pair| pair[1]).collect();
+    ensure!(packages.len() == 3, "the build names {packages:?}");
+    for package in packages {
+        let named = ["coordinator", "worker", "client"].map(|folder| read(&format!("{folder}/Cargo.toml")));
+        let line = format!("name = \"{package}\"\nversion");
+        ensure!(
+            named.iter().flatten().any(|manifest| manifest.contains(&line)),
+            "there is no package {package}"
+        );
     }
     for program in dockerfile.lines().filter_map(|line| line.strip_prefix("ENTRYPOINT [\"/usr/local/bin/")) {
         lorafleet_tests::process::program(program.trim_end_matches("\"]"))?;
