@@ -1,14 +1,24 @@
 //! What `cargo xtask chaos` and `cargo xtask bench recovery` run: the fault suite, and the time that a recovery takes.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use lorafleet_tests::chaos::{defect::Defect, kind::Kind, recovery, suite, suite::Options, tally::Tally};
+use lorafleet_tests::chaos::{
+    defect::Defect,
+    kind::Kind,
+    plan::USUAL_FAULTS,
+    recovery, suite,
+    suite::{Machine, Options},
+    tally::Tally,
+};
+
+/// Of each kind of fault, the tally is to have so many that had an effect.
+const WANTED: u64 = 20;
 
 #[derive(Debug, Parser)]
 #[command(name = "lorafleet-chaos", about = "Breaks fleets on purpose.")]
@@ -46,7 +56,10 @@ struct SuiteArgs {
     /// Only these kinds of faults, with commas between.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Kind>,
-    /// Plants a defect; succeeds when the suite finds it.
+    /// A run has at most so many faults; above the default its job is longer.
+    #[arg(long, default_value_t = USUAL_FAULTS)]
+    faults: u64,
+    /// Plants a defect (fence-off, deal-twice, broadcast-in-place or forget-step-count); succeeds when the suite finds it.
     #[arg(long)]
     defect: Option<Defect>,
     /// Go on after a violation.
@@ -55,8 +68,12 @@ struct SuiteArgs {
     /// Print the tally as JSON.
     #[arg(long)]
     json: bool,
-    /// Adds the tally to the table of this Markdown file.
-    #[arg(long, value_name = "FILE")]
+    /// With a defect: the same seeds and faults, and no defect. Succeeds when nothing is found.
+    #[arg(long, requires = "defect")]
+    control: bool,
+    /// Adds the tally to the table of docs/reliability.md or another Markdown file. Without --only, faults are drawn of
+    /// the kinds that the table has too few of.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "docs/reliability.md")]
     record: Option<PathBuf>,
 }
 
@@ -74,12 +91,27 @@ async fn main() -> Result<ExitCode> {
 
 async fn suite_of(args: SuiteArgs) -> Result<ExitCode> {
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let only = match &args.record {
+        Some(file) if args.only.is_empty() => rare(file)?,
+        _ => args.only.clone(),
+    };
+    if args.record.is_some() {
+        let names: Vec<String> = only.iter().map(Kind::to_string).collect();
+        eprintln!(
+            "faults of: {} (again: --faults {} --only {})",
+            names.join(", "),
+            args.faults,
+            names.join(",")
+        );
+    }
     let options = Options {
         seed: args.seed.unwrap_or(clock),
         time: Duration::try_from_secs_f64(args.minutes * 60.0).context("--minutes")?,
         runs: args.runs,
-        only: args.only,
+        only,
+        faults: args.faults,
         defect: args.defect,
+        planted: !args.control,
         stop_at_violation: !args.go_on,
     };
     let tally = suite::suite(&options, &mut |line| eprintln!("{line}")).await?;
@@ -88,7 +120,7 @@ async fn suite_of(args: SuiteArgs) -> Result<ExitCode> {
     } else {
         println!("{}", tally.table());
     }
-    if let Some(defect) = args.defect {
+    if let Some(defect) = args.defect.filter(|_| !args.control) {
         let found = tally.violations > 0;
         println!("the planted defect {defect} was {}found", if found { "" } else { "NOT " });
         return Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE });
@@ -99,15 +131,27 @@ async fn suite_of(args: SuiteArgs) -> Result<ExitCode> {
     Ok(if tally.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Adds the tally to what the file's last section says.
-fn record(file: &std::path::Path, tally: &Tally) -> Result<()> {
-    const HEAD: &str = "## Tally\n";
+/// The kinds that this machine allows and the file's table has too few of; all that it allows when there are none.
+fn rare(file: &Path) -> Result<Vec<Kind>> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    let (before, after) =
-        text.split_once(HEAD).with_context(|| format!("{} has no {HEAD:?}", file.display()))?;
-    let mut all = Tally::read(after).unwrap_or_default();
+    let machine = Machine::look();
+    let all: Vec<Kind> = Kind::all().into_iter().filter(|kind| machine.allows(*kind)).collect();
+    let rare = Tally::read(&text).unwrap_or_default().rare(&all, WANTED);
+    Ok(if rare.is_empty() { all } else { rare })
+}
+
+/// Adds the tally to the file's table, which ends the file; what stands before it stays.
+fn record(file: &Path, tally: &Tally) -> Result<()> {
+    const TABLE: &str = "\njobs: ";
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let at = text
+        .find(TABLE)
+        .with_context(|| format!("{} has no line that begins with \"jobs: \"", file.display()))?
+        + 1;
+    let (before, table) = text.split_at(at);
+    let mut all = Tally::read(table).unwrap_or_default();
     all.merge(tally);
-    std::fs::write(file, format!("{before}{HEAD}\n{}", all.table()))?;
+    std::fs::write(file, format!("{before}{}", all.table()))?;
     eprintln!("written down in {}", file.display());
     Ok(())
 }

@@ -24,7 +24,7 @@ impl Variant {
     /// All of them.
     pub const ALL: [Variant; 3] = [Variant::Plain, Variant::Dropout, Variant::Bf16];
 
-    /// Its steps.
+    /// Its steps, where a run has few faults.
     pub fn steps(self) -> u64 {
         match self {
             Variant::Plain => 40,
@@ -33,15 +33,15 @@ impl Variant {
         }
     }
 
-    /// Writes the job file and its data below `dir`.
-    pub fn write(self, name: &str, dir: &Path, workers: (u32, u32)) -> Result<PathBuf> {
+    /// Writes the job file, for so many steps, and its data below `dir`.
+    pub fn write(self, steps: u64, name: &str, dir: &Path, workers: (u32, u32)) -> Result<PathBuf> {
         data(dir, 48)?;
         let (batch, micro, dropout, precision) = match self {
             Variant::Plain => (8, 4, 0.0, "f32"),
             Variant::Dropout => (6, 6, 0.1, "f32"),
             Variant::Bf16 => (4, 4, 0.0, "bf16"),
         };
-        let ((min, max), steps, base) = (workers, self.steps(), examples().join("base"));
+        let ((min, max), base) = (workers, examples().join("base"));
         let base = base.display();
         let yaml = format!(
             "name: {name}\nbase: {base}\ndata: {{train: train.jsonl, eval: validation.jsonl}}\n\

@@ -16,6 +16,8 @@ pub struct Plan {
     pub workers: u32,
     pub coordinators: u32,
     pub variant: Variant,
+    /// How long it trains: the more faults may come, the longer.
+    pub steps: u64,
     /// In the order of their steps.
     pub faults: Vec<Fault>,
 }
@@ -40,16 +42,22 @@ pub struct Deck {
     pub kinds: Vec<Kind>,
     /// Each run begins with a fault of these, if any.
     pub first: Vec<Kind>,
+    /// A run has one to so many faults, not counting those that lead to a point of the protocol.
+    pub faults: u64,
 }
+
+/// What a job of the usual length has room for.
+pub const USUAL_FAULTS: u64 = 3;
 
 impl Plan {
     /// The run of a seed.
     pub fn draw(seed: u64, deck: &Deck) -> Plan {
         let mut random = Random::new(seed);
         let variant = random.one_of(&Variant::ALL);
-        let workers = random.between(2, 4) as u32;
+        let steps = variant.steps() * deck.faults.div_ceil(USUAL_FAULTS);
+        let mut workers = random.between(2, 4) as u32;
         let coordinators = random.between(1, 2) as u32;
-        let count = random.between(1, 3);
+        let count = random.between(deck.faults.div_ceil(USUAL_FAULTS), deck.faults);
         let mut faults: Vec<Fault> = Vec::new();
         let mut step = random.between(2, 6);
         for number in 0..count {
@@ -68,9 +76,13 @@ impl Plan {
                 last.overlaps = overlaps;
             }
             step += if overlaps { random.between(0, 1) } else { random.between(4, 9) };
-            step = step.min(variant.steps() - 4);
+            step = step.min(steps - 4);
         }
-        Plan { seed, workers, coordinators, variant, faults }
+        // A gang that is full has no use for one more.
+        if faults.iter().any(|fault| fault.kind == Kind::AddWorker) {
+            workers = workers.min(3);
+        }
+        Plan { seed, workers, coordinators, variant, steps, faults }
     }
 }
 
@@ -88,7 +100,7 @@ mod tests {
     use super::*;
 
     fn deck() -> Deck {
-        Deck { kinds: Kind::all(), first: Vec::new() }
+        Deck { kinds: Kind::all(), first: Vec::new(), faults: USUAL_FAULTS }
     }
 
     #[test]
@@ -104,10 +116,23 @@ mod tests {
             let plan = Plan::draw(seed, &deck());
             assert!((2..=4).contains(&plan.workers) && (1..=2).contains(&plan.coordinators));
             assert!(plan.faults.is_sorted_by_key(|fault| fault.at_step));
-            assert!(plan.faults.iter().all(|f| f.at_step >= 2 && f.at_step < plan.variant.steps()));
+            assert!(plan.faults.iter().all(|f| f.at_step >= 2 && f.at_step < plan.steps));
             seen.extend(plan.faults.iter().map(|fault| fault.kind));
         }
         assert_eq!(seen, Kind::all().into_iter().collect());
+    }
+
+    #[test]
+    fn more_faults_make_a_longer_job() {
+        let plan = Plan::draw(3, &Deck { faults: 9, ..deck() });
+        assert!((3..=18).contains(&plan.faults.len()));
+        assert_eq!(plan.steps, 3 * plan.variant.steps());
+    }
+
+    #[test]
+    fn a_gang_that_is_to_grow_is_not_full() {
+        let deck = Deck { kinds: vec![Kind::AddWorker], ..deck() };
+        assert!((0..50).all(|seed| Plan::draw(seed, &deck).workers < 4));
     }
 
     #[test]

@@ -54,11 +54,11 @@ struct Course<'a> {
     died: Option<Instant>,
 }
 
-/// Trains a variant without any fault.
-pub async fn undisturbed(variant: Variant) -> Result<Undisturbed> {
+/// Trains a variant for so many steps without any fault.
+pub async fn undisturbed(variant: Variant, steps: u64) -> Result<Undisturbed> {
     let mut rig = Rig::start(Layout { coordinators: 1, namespaces: false, pace: Pace::Short }, None).await?;
     rig.add_worker(&Start::default())?;
-    let file = variant.write("undisturbed", &rig.home("client")?, (1, 1))?;
+    let file = variant.write(steps, "undisturbed", &rig.home("client")?, (1, 1))?;
     let job = rig.submit(&file)?;
     let start = Instant::now();
     while rig.client().job(&job).await?.state() as i32 <= pb::JobState::Running as i32 {
@@ -78,7 +78,7 @@ pub async fn run(plan: &Plan, setting: Setting<'_>, undisturbed: &Undisturbed) -
         let failpoint = failpoints(plan, number);
         rig.add_worker(&Start { failpoint: failpoint.as_deref(), full_disk: false })?;
     }
-    let file = plan.variant.write("chaos", &rig.home("client")?, (1, 4))?;
+    let file = plan.variant.write(plan.steps, "chaos", &rig.home("client")?, (1, 4))?;
     let job = rig.submit(&file)?;
     let (points, mut pending): (Vec<Fault>, Vec<Fault>) =
         plan.faults.iter().cloned().partition(|fault| matches!(fault.kind, Kind::Failpoint(_)));

@@ -30,8 +30,12 @@ pub struct Options {
     pub runs: u64,
     /// Only these kinds; empty: all that this machine allows.
     pub only: Vec<Kind>,
+    /// A run has at most so many faults.
+    pub faults: u64,
     /// A planted defect that the suite is to find.
     pub defect: Option<Defect>,
+    /// False: the defect decides which faults come, and is not planted.
+    pub planted: bool,
     /// Stop at the first run in which something was wrong.
     pub stop_at_violation: bool,
 }
@@ -52,7 +56,8 @@ impl Machine {
         Machine { namespaces, memory_limits: MemoryLimit::is_possible(), mounts: root }
     }
 
-    fn allows(self, kind: Kind) -> bool {
+    /// Whether a kind of fault can be made here.
+    pub fn allows(self, kind: Kind) -> bool {
         let needs = !kind.needs_namespaces() || self.namespaces;
         needs
             && match kind {
@@ -68,19 +73,20 @@ pub async fn suite(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Tally
     let machine = Machine::look();
     let deck = deck(options, machine)?;
     say(&format!("seed {}; {machine:?}; {} kinds of faults", options.seed, deck.kinds.len()));
-    let setting = Setting { namespaces: machine.namespaces, defect: options.defect.map(Defect::name) };
-    let (mut tally, mut known) = (Tally::default(), BTreeMap::<Variant, Undisturbed>::new());
+    let planted = options.defect.filter(|_| options.planted);
+    let setting = Setting { namespaces: machine.namespaces, defect: planted.map(Defect::name) };
+    let (mut tally, mut known) = (Tally::default(), BTreeMap::<(Variant, u64), Undisturbed>::new());
     let start = Instant::now();
     while start.elapsed() < options.time && (options.runs == 0 || tally.jobs < options.runs) {
         let plan = Plan::draw(options.seed.wrapping_add(tally.jobs), &deck);
-        let without = match known.get(&plan.variant) {
+        let without = match known.get(&(plan.variant, plan.steps)) {
             Some(without) => without.clone(),
             None => {
                 say(&format!("{:?} without any fault", plan.variant));
-                undisturbed(plan.variant).await?
+                undisturbed(plan.variant, plan.steps).await?
             }
         };
-        known.insert(plan.variant, without.clone());
+        known.insert((plan.variant, plan.steps), without.clone());
         say(&describe(&plan));
         let began = Instant::now();
         let outcome = run(&plan, setting, &without).await;
@@ -104,7 +110,7 @@ fn deck(options: &Options, machine: Machine) -> Result<Deck> {
         bail!("this machine does not allow {refused:?}: {machine:?}");
     }
     let first = options.defect.map_or_else(Vec::new, Defect::faults);
-    Ok(Deck { kinds, first })
+    Ok(Deck { kinds, first, faults: options.faults.max(1) })
 }
 
 fn describe(plan: &Plan) -> String {

@@ -41,6 +41,12 @@ impl Tally {
         self.violations += findings.violations.len() as u64;
     }
 
+    /// Of `kinds`, those that had fewer effective faults than `wanted`.
+    pub fn rare(&self, kinds: &[Kind], wanted: u64) -> Vec<Kind> {
+        let few = |kind: &&Kind| self.kinds.get(kind).is_none_or(|count| count.effective < wanted);
+        kinds.iter().filter(few).copied().collect()
+    }
+
     /// Adds another series.
     pub fn merge(&mut self, other: &Tally) {
         for (kind, more) in &other.kinds {
@@ -115,5 +121,6 @@ mod tests {
         twice.merge(&tally);
         assert_eq!((twice.jobs, twice.again, twice.kinds[&point].effective), (4, 8, 2));
         assert_eq!(Tally::read("nothing"), None);
+        assert_eq!(twice.rare(&[Kind::KillWorker, Kind::KillAll, point], 2), [Kind::KillAll]);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use lorafleet_tests::chaos::{
     kind::Kind,
+    plan::USUAL_FAULTS,
     suite::{Options, suite},
 };
 
@@ -15,7 +16,9 @@ async fn jobs_come_to_the_same_whatever_is_killed() -> Result<()> {
         time: Duration::from_secs(60),
         runs: 2,
         only: vec![Kind::KillWorker, Kind::KillAll, Kind::KillCoordinator, Kind::RestartPostgres],
+        faults: USUAL_FAULTS,
         defect: None,
+        planted: true,
         stop_at_violation: true,
     };
     let mut story = String::new();
