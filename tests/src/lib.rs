@@ -5,6 +5,7 @@ pub mod classifier;
 pub mod fleet;
 pub mod job_file;
 pub mod process;
+pub mod queue;
 pub mod s3;
 pub mod wait;
 

@@ -6,6 +6,7 @@ mod engine;
 mod instruct;
 mod peer;
 mod quality;
+mod queue;
 mod record;
 mod recovery;
 mod row;
@@ -30,6 +31,8 @@ pub struct Args {
     /// Only print: leave docs/benchmarks.md as it is.
     #[arg(long)]
     dry: bool,
+    #[command(flatten)]
+    queue: queue::Args,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -48,6 +51,8 @@ enum Bench {
     Service,
     /// How long a gang stands still when a member dies, and how soon a newcomer trains.
     Recovery,
+    /// Jobs a second through the queue, submissions, assignments, heartbeats; beside other queues on Postgres.
+    Queue,
 }
 
 impl Bench {
@@ -60,6 +65,7 @@ impl Bench {
             Self::Checkpoint => "checkpoint",
             Self::Service => "service",
             Self::Recovery => "recovery",
+            Self::Queue => "queue",
         }
     }
 }
@@ -85,6 +91,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Bench::Recovery => {
             prerequisites::postgres()?;
             recovery::run()?
+        }
+        Bench::Queue => {
+            prerequisites::postgres()?;
+            queue::run(&args.queue)?
         }
     };
     if args.json {

@@ -1,0 +1,75 @@
+//! An idle fleet: how soon a job is assigned, and what heartbeats cost.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use lorafleet_postgres::Postgres;
+use tokio::time::Instant;
+
+use super::{noop::Workers, rig::Rig};
+
+/// Seconds from sending a submission to the worker's receipt of the assignment, of `jobs` jobs one after another,
+/// sorted.
+///
+/// # Errors
+/// When a job is refused or not assigned.
+pub async fn assignments(rig: &Rig, workers: usize, jobs: usize) -> Result<Vec<f64>> {
+    let fleet = Workers::join(rig, workers, Duration::from_secs(2)).await?;
+    let mut client = rig.jobs().await?;
+    let mut seconds = Vec::with_capacity(jobs);
+    for number in 0..jobs {
+        let start = Instant::now();
+        let job = client.create_job(rig.request()).await?.into_inner().name;
+        seconds.push((fleet.tally.assigned(&job).await? - start).as_secs_f64());
+        fleet.tally.until_finished(number + 1).await?;
+        // Not in step with anything that is done at intervals.
+        tokio::time::sleep(Duration::from_millis(7 + 13 * (number as u64 % 7))).await;
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds)
+}
+
+/// The value below which `part` of sorted values lie.
+pub fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index below the length")]
+    let index = (part * last as f64).ceil() as usize;
+    sorted.get(index.min(last)).copied().unwrap_or(f64::NAN)
+}
+
+/// What heartbeats cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Beats {
+    /// Processor seconds of the coordinator a second.
+    pub cores: f64,
+    /// Workers that lost their lease or their stream.
+    pub missed: usize,
+}
+
+/// Lets `workers` workers that send a heartbeat every 5 s stand idle for `time`.
+///
+/// # Errors
+/// When one is refused.
+pub async fn beats(postgres: &Postgres, workers: usize, time: Duration) -> Result<Beats> {
+    let rig = Rig::start(postgres, &["--heartbeat", "5s", "--lease", "15s"]).await?;
+    let fleet = Workers::join(&rig, workers, Duration::from_secs(5)).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (before, start) = (rig.coordinator_seconds()?, Instant::now());
+    tokio::time::sleep(time).await;
+    let cores = (rig.coordinator_seconds()? - before) / start.elapsed().as_secs_f64();
+    let live = rig.count("select count(*) from workers where state = 'LIVE'").await?;
+    let gone = workers.saturating_sub(usize::try_from(live)?);
+    Ok(Beats { cores, missed: gone.max(fleet.tally.lost()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles_are_values_that_were_there() {
+        let values: Vec<f64> = (0..101).map(f64::from).collect();
+        assert_eq!([quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 1.0)], [50.0, 99.0, 100.0]);
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+}

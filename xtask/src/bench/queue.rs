@@ -1,0 +1,129 @@
+//! The queue: jobs and submissions a second, time to an assignment, heartbeats, history; beside other queues on Postgres.
+
+mod peers;
+
+use std::process::Command;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use super::{
+    peer::last_json,
+    row::{Row, Target},
+};
+use crate::{
+    command::output,
+    fleet,
+    workspace::binary,
+};
+
+/// Sizes, for whoever has more or less time.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// queue: finished jobs in history.
+    #[arg(long, default_value_t = 1_000_000, value_name = "JOBS")]
+    history: u64,
+    /// queue: only figures whose name begins so: throughput, submit, assign, beats or history.
+    #[arg(long, value_name = "FIGURE")]
+    only: Option<String>,
+    /// queue: instead of measuring once, run jobs for so long and watch dead rows and the write-ahead log.
+    #[arg(long, value_name = "MINUTES")]
+    soak: Option<f64>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<Vec<Row>> {
+    fleet::build()?;
+    if let Some(minutes) = args.soak {
+        return soak(minutes);
+    }
+    let mut command = Command::new(binary("lorafleet-queue"));
+    command.args(["measure", "--history", &args.history.to_string()]);
+    if let Some(only) = &args.only {
+        command.args(["--only", only]);
+    }
+    if args.only.as_deref().is_none_or(|only| only.starts_with("throughput")) {
+        for peer in peers::install()? {
+            command.args(["--peer", &peer]);
+        }
+    }
+    let text = output(&mut command)?;
+    rows(&last_json(&text).context("lorafleet-queue printed no figures")?)
+}
+
+/// The figures that there are, as rows.
+fn rows(figures: &Value) -> anyhow::Result<Vec<Row>> {
+    let figure = |name: &str| figures[name].as_f64();
+    let rate = |name: &str| figures[name]["jobs_per_s"].as_f64();
+    let mut rows = Vec::new();
+    let mut add = |name: &str, ours: Option<f64>, peer: Option<f64>, target| {
+        rows.extend(ours.map(|ours| Row { name: name.to_owned(), ours, peer, target }));
+    };
+    for (peer, title, target) in [
+        ("pg_boss", "pg-boss", Target::TimesPeer(1.0)),
+        ("procrastinate", "procrastinate", Target::TimesPeer(1.0)),
+        ("graphile_worker", "graphile-worker", Target::None),
+    ] {
+        let name = format!("jobs/s, submit to success, 32 clients; beside {title}");
+        add(&name, rate("throughput"), rate(&format!("throughput_{peer}")), target);
+    }
+    add("submissions/s, 1 client", figure("submit_1"), None, Target::AtLeast(500.0));
+    add("submissions/s, 32 clients", figure("submit_32"), None, Target::AtLeast(3000.0));
+    add("submit to assignment, idle fleet, median, s", figure("assign_median_s"), None, Target::None);
+    add("submit to assignment, idle fleet, p99, s", figure("assign_p99_s"), None, Target::AtMost(0.05));
+    add("coordinator's cores, 5,000 workers' heartbeats", figure("beats_cores"), None, Target::Below(0.5));
+    add("leases missed meanwhile", figure("beats_missed"), None, Target::AtMost(0.0));
+    if let Some(jobs) = figures["history_jobs"].as_u64() {
+        let name = format!("assignment with {jobs} finished jobs, s; beside none");
+        let (with, without) = (figure("history_with_s"), figure("history_without_s"));
+        add(&name, with, without, Target::AtMostTimesPeer(1.5));
+    }
+    anyhow::ensure!(!rows.is_empty(), "nothing was measured: {figures}");
+    Ok(rows)
+}
+
+/// Shows the soak's lines as they come; its first and last third as rows.
+fn soak(minutes: f64) -> anyhow::Result<Vec<Row>> {
+    let mut command = Command::new(binary("lorafleet-queue"));
+    let text = output(command.args(["soak", "--minutes", &minutes.to_string()]))?;
+    let lines: Vec<Value> =
+        serde_json::from_str(text.trim()).context("lorafleet-queue printed no lines of a soak")?;
+    let third = lines.len().div_ceil(3);
+    let mean = |lines: &[Value], value: &dyn Fn(&Value) -> f64| {
+        lines.iter().map(value).sum::<f64>() / lines.len().max(1) as f64
+    };
+    let (first, last) = (&lines[..third], &lines[lines.len() - third..]);
+    let row = |name: &str, value: &dyn Fn(&Value) -> f64| Row {
+        name: format!("{name}, last third of {minutes} min; beside the first"),
+        ours: mean(last, value),
+        peer: Some(mean(first, value)),
+        target: Target::None,
+    };
+    let number = |name: &'static str| move |line: &Value| line[name].as_f64().unwrap_or(f64::NAN);
+    let dead = |line: &Value| {
+        let tables = line["dead_tuples"].as_object();
+        tables.map_or(0.0, |tables| tables.values().filter_map(Value::as_f64).sum())
+    };
+    Ok(vec![
+        row("soak: jobs/s", &number("jobs_per_s")),
+        row("soak: WAL bytes a job", &number("wal_bytes_per_job")),
+        row("soak: dead tuples", &dead),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_not_measured_has_no_row() {
+        let figures = json!({
+            "throughput": {"jobs_per_s": 300.0}, "throughput_pg_boss": {"jobs_per_s": 200.0}, "submit_1": 700.0,
+        });
+        let rows = rows(&figures).unwrap();
+        let met: Vec<_> = rows.iter().map(Row::met).collect();
+        assert_eq!(met, [Some(true), None, None, Some(true)], "{rows:?}");
+        assert!(super::rows(&json!({})).is_err());
+    }
+}
