@@ -69,7 +69,10 @@ mod tests {
     #[test]
     fn quantiles_are_values_that_were_there() {
         let values: Vec<f64> = (0..101).map(f64::from).collect();
-        assert_eq!([quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 1.0)], [50.0, 99.0, 100.0]);
+        assert_eq!(
+            [quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 1.0)],
+            [50.0, 99.0, 100.0]
+        );
         assert!(quantile(&[], 0.5).is_nan());
     }
 }

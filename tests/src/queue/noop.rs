@@ -73,9 +73,9 @@ impl Tally {
             if self.finished() >= jobs {
                 return Ok(());
             }
-            tokio::time::timeout(Duration::from_secs(60), changed)
-                .await
-                .with_context(|| format!("{} of {jobs} jobs are done, and no more for a minute", self.finished()))?;
+            tokio::time::timeout(Duration::from_secs(60), changed).await.with_context(|| {
+                format!("{} of {jobs} jobs are done, and no more for a minute", self.finished())
+            })?;
         }
     }
 

@@ -33,7 +33,7 @@ pub async fn whole(postgres: &Postgres, jobs: usize, clients: usize, workers: us
     let rig = Rig::start(postgres, &[]).await?;
     let fleet = Workers::join(&rig, workers, Duration::from_secs(2)).await?;
     let start = Instant::now();
-    let sending = async { Ok::<_, anyhow::Error>(submit_all(&rig, jobs, clients).await?) };
+    let sending = submit_all(&rig, jobs, clients);
     let (submitted_per_s, ()) = tokio::try_join!(sending, fleet.tally.until_finished(jobs))?;
     let jobs_per_s = jobs as f64 / start.elapsed().as_secs_f64();
     let succeeded = rig.count("select count(*) from jobs where state = 'SUCCEEDED'").await?;

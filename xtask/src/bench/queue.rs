@@ -11,11 +11,7 @@ use super::{
     peer::last_json,
     row::{Row, Target},
 };
-use crate::{
-    command::output,
-    fleet,
-    workspace::binary,
-};
+use crate::{command::output, fleet, workspace::binary};
 
 /// Sizes, for whoever has more or less time.
 #[derive(Debug, Clone, clap::Args)]

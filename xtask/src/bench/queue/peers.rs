@@ -22,9 +22,10 @@ pub fn install() -> anyhow::Result<Vec<String>> {
     }
     let mut peers = Vec::new();
     if node(&to)? {
-        peers.extend([("pg_boss", "pg_boss.js"), ("graphile_worker", "graphile_worker.js")].map(
-            |(name, script)| format!("{name}={},{}", "node", to.join(script).display()),
-        ));
+        peers.extend(
+            [("pg_boss", "pg_boss.js"), ("graphile_worker", "graphile_worker.js")]
+                .map(|(name, script)| format!("{name}={},{}", "node", to.join(script).display())),
+        );
     } else {
         eprintln!("no pg-boss and no graphile-worker: they need node 20, npm and its registry");
     }
@@ -57,7 +58,11 @@ fn python_packages(folder: &Path, python: &Path) -> anyhow::Result<bool> {
         return Ok(false);
     }
     must(Command::new("python3").args(["-m", "venv", "venv"]).current_dir(folder))?;
-    succeeds(Command::new(python).args(["-m", "pip", "install", "-q", "-r", "requirements.txt"]).current_dir(folder))
+    succeeds(
+        Command::new(python)
+            .args(["-m", "pip", "install", "-q", "-r", "requirements.txt"])
+            .current_dir(folder),
+    )
 }
 
 fn is_there(program: &str) -> bool {
