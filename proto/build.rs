@@ -11,6 +11,7 @@ const FILES: &[&str] = &[
     "lorafleet/v1/artifacts.proto",
     "lorafleet/v1/fleet.proto",
     "lorafleet/v1/sweeps.proto",
+    "lorafleet/v1/tenants.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -61,10 +61,6 @@ impl Checker {
     pub async fn check(&self, spec: &mut pb::JobSpec) -> Result<(), CheckError> {
         fill_defaults(spec);
         let mut job = Job::try_from(&*spec).map_err(CheckError::Fields)?;
-        if !matches!(spec.tenant.as_str(), "" | "default") {
-            let message = format!("there is no tenant `{}`; there is `default`", spec.tenant);
-            return Err(CheckError::Fields(vec![FieldError::new("tenant", message)]));
-        }
         let missing = job.missing_digests();
         if !missing.is_empty() {
             return Err(CheckError::Fields(missing));

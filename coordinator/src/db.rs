@@ -11,6 +11,8 @@ use tokio::time::{Instant, sleep};
 /// No call to Postgres may take longer than this, waiting for a connection included.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
+const NOT_NULL_VIOLATION: &str = "23502";
+
 /// An open transaction. None stays open while anything but Postgres is waited for.
 pub type Tx = Transaction<'static, Postgres>;
 
@@ -148,6 +150,17 @@ impl DbError {
             _ => None,
         }
     }
+
+    /// The column that a statement would have left without a value.
+    pub fn null_violation(&self) -> Option<&str> {
+        match self {
+            Self::Statement(sqlx::Error::Database(error)) => {
+                let postgres = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()?;
+                postgres.column().filter(|_| postgres.code() == NOT_NULL_VIOLATION)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl From<sqlx::Error> for DbError {
@@ -167,13 +180,14 @@ impl From<sqlx::Error> for DbError {
 }
 
 /// SQLSTATEs that pass: connection lost (08), out of resources (53), shutting down or starting (57P), read-only after
-/// a failover (25006), conflicts with other writers (40), a prepared statement that the pooler's server does not know
-/// (26000).
+/// a failover (25006), conflicts with other writers (40, 55P03), a prepared statement that the pooler's server does not
+/// know (26000).
 fn is_transient(code: &str) -> bool {
     code.starts_with("08")
         || code.starts_with("53")
         || code.starts_with("57P")
         || code.starts_with("40")
+        || code == "55P03"
         || code == "25006"
         || code == "26000"
 }

@@ -17,6 +17,7 @@ pub mod scheduler;
 pub mod silence;
 pub mod stillness;
 
+mod access;
 mod check;
 mod checkpoints;
 mod convert;
@@ -24,6 +25,7 @@ mod dispatch;
 mod events;
 mod explain;
 mod fleet;
+mod fresh;
 mod gang;
 mod hub;
 mod intake;
@@ -35,6 +37,8 @@ mod queue;
 mod run;
 mod sweeper;
 mod sweeps;
+mod tenants;
+mod tokens;
 mod watch;
 
 pub use config::Config;

@@ -16,6 +16,7 @@ use crate::{
     hub::Hub,
     leader::Leader,
     sweeper::Sweeper,
+    tenants::Directory,
 };
 
 /// The loops may take this long to end.
@@ -60,7 +61,9 @@ pub async fn run(
         info!(%address, store = config.store, "coordinator ready");
     }
     let terms = Terms { heartbeat: config.heartbeat, lease: config.lease, store_url: config.store.clone() };
-    let services = Services { pool: pool.clone(), store, hub, conductor, terms, poll: config.poll, shutdown };
+    let tenants = Directory::new(pool.clone());
+    let poll = config.poll;
+    let services = Services { pool: pool.clone(), store, hub, conductor, tenants, terms, poll, shutdown };
     let served = api::serve(listener, services).await;
     loops.cancel();
     let ended = async {

@@ -28,6 +28,14 @@ pub enum ApiError {
         /// UPPER_SNAKE_CASE.
         reason: &'static str,
     },
+    /// There is one of that name.
+    #[error("{what} exists already")]
+    Exists {
+        /// Its name.
+        what: String,
+        /// UPPER_SNAKE_CASE.
+        reason: &'static str,
+    },
     /// The request_id belongs to another job.
     #[error("request_id {request_id} was used for another spec, by {job}")]
     RequestIdUsed {
@@ -127,6 +135,7 @@ impl From<ApiError> for Status {
         match error {
             ApiError::Invalid(fields) => invalid(&fields),
             ApiError::NotFound { reason, .. } => with_info(Code::NotFound, message, reason),
+            ApiError::Exists { reason, .. } => with_info(Code::AlreadyExists, message, reason),
             ApiError::RequestIdUsed { .. } => with_info(Code::AlreadyExists, message, "REQUEST_ID_USED"),
             ApiError::Precondition { reason, .. } => with_info(Code::FailedPrecondition, message, reason),
             ApiError::DataLoss { reason, .. } => with_info(Code::DataLoss, message, reason),

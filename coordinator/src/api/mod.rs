@@ -9,6 +9,7 @@ mod life;
 mod page;
 mod submit;
 mod sweeps;
+mod tenants;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
-use crate::{check::Checker, gang::Conductor, hub::Hub};
+use crate::{check::Checker, gang::Conductor, hub::Hub, tenants::Directory};
 
 /// Requests that one connection may have open.
 const STREAMS_PER_CONNECTION: u32 = 1024;
@@ -46,6 +47,8 @@ pub struct Services {
     pub hub: Arc<Hub>,
     /// What moves gangs on.
     pub conductor: Conductor,
+    /// Tenants by name.
+    pub tenants: Arc<Directory>,
     /// What workers are told at registration.
     pub terms: Terms,
     /// Watchers look at their job this often without a hint.
@@ -76,6 +79,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         "lorafleet.v1.Fleet",
         "lorafleet.v1.Artifacts",
         "lorafleet.v1.Sweeps",
+        "lorafleet.v1.Tenants",
     ] {
         health.set_service_status(name, ServingStatus::Serving).await;
     }
@@ -89,6 +93,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
     let sweeps = sweeps::SweepsService { services: services.clone(), checker: checker.clone() };
     let jobs = jobs::JobsService { services: services.clone(), checker };
     let artifacts = artifacts::ArtifactsService::new(services.store.clone());
+    let tenants = tenants::TenantsService { services: services.clone() };
     let fleet = fleet::FleetService { services };
     let serving = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
@@ -101,6 +106,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .add_service(pb::jobs_server::JobsServer::new(jobs))
         .add_service(pb::sweeps_server::SweepsServer::new(sweeps))
         .add_service(pb::fleet_server::FleetServer::new(fleet))
+        .add_service(pb::tenants_server::TenantsServer::new(tenants))
         .add_service(artifacts.into_server())
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().cancelled_owned());
     let drained = async {

@@ -7,7 +7,11 @@ use lorafleet_spec::{
 };
 use uuid::Uuid;
 
-use super::{error::ApiError, jobs::JobsService};
+use super::{
+    error::ApiError,
+    jobs::JobsService,
+    tenants::{fill_tenant, tenant_gone},
+};
 use crate::{
     check::CheckError,
     db::within,
@@ -51,7 +55,10 @@ impl JobsService {
             "" => None,
             text => Some(Uuid::parse_str(text).map_err(|_| ApiError::field("request_id", "is not a UUID"))?),
         };
-        specs.iter_mut().for_each(fill_defaults);
+        for spec in &mut specs {
+            fill_defaults(spec);
+            fill_tenant(spec);
+        }
         // A repeated request is answered from its jobs alone: what they name may be gone from the store by now.
         if let Some(first) = request.filter(|_| !validate_only)
             && let Some(jobs) = self.before(&specs, field, first).await?
@@ -63,6 +70,7 @@ impl JobsService {
         for (i, spec) in specs.iter_mut().enumerate() {
             let path = path(field, i);
             self.checker.check(spec).await.map_err(|error| in_spec(error, &path))?;
+            self.services.tenant_of(spec, &path).await?;
         }
         self.check_after(&specs, field, &ids).await?;
         if validate_only {
@@ -81,6 +89,7 @@ impl JobsService {
             (Err(error), Some(first)) if queue::is_repeated(&error) => {
                 return self.before(&specs, field, first).await?.ok_or(ApiError::Db(error));
             }
+            (Err(error), _) if queue::is_tenant_gone(&error) => return Err(tenant_gone(field)),
             (done, _) => done?,
         };
         self.services.hub.want_scheduler();

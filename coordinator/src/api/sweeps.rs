@@ -8,11 +8,17 @@ use lorafleet_spec::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Services, error::ApiError, page::Page};
+use super::{
+    Services,
+    error::ApiError,
+    page::Page,
+    tenants::{fill_tenant, tenant_gone},
+};
 use crate::{
     check::{CheckError, Checker},
     db::within,
     ids::SweepId,
+    queue,
     sweeps::{self, CancelSweepError, Created, NewSweep},
 };
 
@@ -29,7 +35,8 @@ impl SweepsService {
             "" => None,
             text => Some(Uuid::parse_str(text).map_err(|_| ApiError::field("request_id", "is not a UUID"))?),
         };
-        let spec = request.spec.ok_or_else(|| ApiError::field("spec", "is required"))?;
+        let mut spec = request.spec.ok_or_else(|| ApiError::field("spec", "is required"))?;
+        fill_tenant(&mut spec);
         let sweep = request.sweep.ok_or_else(|| ApiError::field("sweep", "is required"))?;
         let pool = &self.services.pool;
         // A repeated request is answered from what is stored: what it names may be gone from the store by now.
@@ -41,8 +48,12 @@ impl SweepsService {
             Some(before) => Created::Before(before),
             None => {
                 let expanded = self.check(&spec, &sweep).await?;
+                self.services.tenant_of(&spec, "spec").await?;
                 let new = NewSweep { spec: spec.clone(), sweep: sweep.clone(), request_id, expanded };
-                within(sweeps::create(pool, &new)).await?
+                match within(sweeps::create(pool, &new)).await {
+                    Err(error) if queue::is_tenant_gone(&error) => return Err(tenant_gone("spec")),
+                    done => done?,
+                }
             }
         };
         let id = match created {

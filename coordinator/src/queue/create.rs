@@ -17,7 +17,7 @@ use crate::{
 /// What CreateJob stores.
 #[derive(Clone, Debug)]
 pub struct NewJob {
-    /// With defaults filled in, and valid; `queue.after` names jobs by their resource names.
+    /// With defaults filled in, and valid: `queue.after` names jobs by their resource names, `tenant` a tenant.
     pub spec: pb::JobSpec,
     /// The client's key of idempotence.
     pub request_id: Option<Uuid>,
@@ -39,6 +39,11 @@ pub fn is_repeated(error: &DbError) -> bool {
     error.unique_violation() == Some("jobs_request_id_key")
 }
 
+/// Whether a job could not be stored because its tenant was deleted at that moment.
+pub fn is_tenant_gone(error: &DbError) -> bool {
+    error.null_violation() == Some("tenant_id")
+}
+
 /// Stores a job and its first event, which says this, within the caller's transaction.
 pub async fn insert_in(tx: &mut PgConnection, new: &NewJob, message: String) -> Result<JobId, DbError> {
     let job = JobId::new();
@@ -55,8 +60,9 @@ async fn insert_as(tx: &mut PgConnection, job: JobId, new: &NewJob, message: Str
     let why = HeldBy { after: after.clone(), until: not_before }.to_string();
     sqlx::query!(
         "insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority, not_before, deadline,
-                           max_run_seconds, selector, retries, held, ready_time, state_message)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, nullif($9, 0::bigint), $10, $11, $12, $7, $13)",
+                           max_run_seconds, selector, retries, held, ready_time, state_message, tenant_id)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, nullif($9, 0::bigint), $10, $11, $12, $7, $13,
+                 (select tenant_id from tenants where name = $14))",
         job.0,
         new.request_id,
         Json(&new.spec) as _,
@@ -70,6 +76,7 @@ async fn insert_as(tx: &mut PgConnection, job: JobId, new: &NewJob, message: Str
         convert::to_i32(queue.retries),
         !why.is_empty(),
         why,
+        new.spec.tenant,
     )
     .execute(&mut *tx)
     .await?;
