@@ -4,10 +4,8 @@ use std::{
     collections::HashMap,
     hash::Hash,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
-
-use tokio::time::Instant;
 
 /// Entries that are kept; beyond that all are read anew.
 const MAX: usize = 10_000;
@@ -26,21 +24,21 @@ impl<K: Eq + Hash, V: Clone> Fresh<K, V> {
     }
 
     /// What was put, unless that was too long ago.
-    pub fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<V>
+    pub fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q, now: Instant) -> Option<V>
     where
         K: std::borrow::Borrow<Q>,
     {
         let (put, value) = self.lock().get(key)?.clone();
-        (put.elapsed() < self.keep).then_some(value)
+        (now.saturating_duration_since(put) < self.keep).then_some(value)
     }
 
-    /// Keeps a value that was read just now.
-    pub fn put(&self, key: K, value: V) {
+    /// Keeps a value for which the database was asked at `now`.
+    pub fn put(&self, key: K, value: V, now: Instant) {
         let mut kept = self.lock();
         if kept.len() >= MAX {
             kept.clear();
         }
-        kept.insert(key, (Instant::now(), value));
+        kept.insert(key, (now, value));
     }
 
     /// This process has changed something: all is read anew.
@@ -58,13 +56,15 @@ impl<K: Eq + Hash, V: Clone> Fresh<K, V> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn values_are_kept_for_their_time_only() {
-        let fresh = Fresh::new(Duration::from_secs(3));
-        fresh.put("a", 1);
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!((fresh.get("a"), fresh.get("b")), (Some(1), None));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(fresh.get("a"), None);
+    #[test]
+    fn values_are_kept_for_their_time_only() {
+        let (fresh, start) = (Fresh::new(Duration::from_secs(3)), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        fresh.put("a", 1, start);
+        assert_eq!((fresh.get("a", after(2)), fresh.get("b", after(2))), (Some(1), None));
+        assert_eq!(fresh.get("a", after(3)), None);
+        fresh.put("a", 2, after(3));
+        fresh.clear();
+        assert_eq!(fresh.get("a", after(3)), None);
     }
 }

@@ -2,7 +2,10 @@
 
 mod rows;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
@@ -91,11 +94,12 @@ impl Directory {
 
     /// The tenant of this name, as it was a few seconds ago at most.
     pub async fn find(&self, name: &str) -> Result<Option<Arc<Tenant>>, DbError> {
-        if let Some(tenant) = self.fresh.get(name) {
+        let now = Instant::now();
+        if let Some(tenant) = self.fresh.get(name, now) {
             return Ok(Some(tenant));
         }
         let Some(tenant) = rows::get(&self.pool, name).await?.map(Arc::new) else { return Ok(None) };
-        self.fresh.put(name.to_owned(), tenant.clone());
+        self.fresh.put(name.to_owned(), tenant.clone(), now);
         Ok(Some(tenant))
     }
 
