@@ -26,7 +26,7 @@ use crate::{
     scheduler::{self, Decision, Standing, Times},
     silence::{self, Patience, Silence},
     stillness::Stillness,
-    sweeps,
+    sweeps, usage,
 };
 
 /// Leases are looked at this often.
@@ -81,6 +81,7 @@ struct Memory {
     depth_checked: Option<Instant>,
     limits_checked: Option<Instant>,
     sweeps_checked: Option<Instant>,
+    usage: usage::Keeper,
 }
 
 impl Memory {
@@ -94,6 +95,7 @@ impl Memory {
             depth_checked: None,
             limits_checked: None,
             sweeps_checked: None,
+            usage: usage::Keeper::default(),
         }
     }
 }
@@ -139,6 +141,7 @@ impl Leader {
             return Ok(());
         };
         metrics::leader(true);
+        self.memory.usage.keep(now, &self.pool);
         if due(&mut self.memory.leases_checked, now, LEASE_CHECK) {
             self.end_silent_leases(now).await?;
         }

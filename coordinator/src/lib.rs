@@ -16,6 +16,7 @@ pub mod membership;
 pub mod scheduler;
 pub mod silence;
 pub mod stillness;
+pub mod usage;
 
 mod access;
 mod check;

@@ -165,6 +165,7 @@ async fn hold(tx: &mut Tx, job: JobId, claim: &Claim) -> Result<bool, DbError> {
         place: claim.place.0,
         ..ready.map(|ready| ready.0).unwrap_or_default()
     });
+    // A place that comes back after its time was counted begins anew, so that this time is not counted again.
     let held = sqlx::query!(
         "insert into places (job_id, attempt, place, worker_id, worker, address, kind, slot, ready)
          select $1, $2, $3, w.worker_id, w.name, w.collective_address, w.kind,
@@ -179,7 +180,8 @@ async fn hold(tx: &mut Tx, job: JobId, claim: &Claim) -> Result<bool, DbError> {
          on conflict (job_id, attempt, place) do update
          set worker_id = excluded.worker_id, worker = excluded.worker, address = excluded.address,
              kind = excluded.kind, slot = excluded.slot, live = true, outcome = null, end_time = null, message = '',
-             parted = null, ready = coalesce(places.ready, excluded.ready)",
+             parted = null, ready = coalesce(places.ready, excluded.ready), counted = false,
+             start_time = case when places.counted then now() else places.start_time end",
         job.0,
         claim.fence.attempt_i32(),
         claim.place.to_i32(),
