@@ -47,6 +47,8 @@ pub enum Gauge {
     DatabaseConnections,
     /// Somebody waits for a lock.
     Waiting,
+    /// Transactions were committed behind a snapshot that is still held.
+    Overtaken,
     /// Requests to the store met the fault.
     Store,
     /// The worker's log shows the wrong hour.
@@ -104,12 +106,11 @@ impl Effect {
                     })
                 }),
             ),
-            Gauge::Waiting => {
-                let waiting = "select count(*) from pg_locks where not granted";
-                let count =
-                    Session::open(&rig.postgres.socket()).and_then(|mut session| session.number(waiting));
-                Some(count.is_ok_and(|count| count > 0))
-            }
+            Gauge::Waiting => Some(counts(rig, "select count(*) from pg_locks where not granted")),
+            Gauge::Overtaken => Some(counts(
+                rig,
+                "select coalesce(max(age(backend_xmin)), 0) from pg_stat_activity where state = 'idle in transaction'",
+            )),
             _ => None,
         };
     }
@@ -125,7 +126,7 @@ impl Effect {
                 .changes(record)
                 .any(|event| matches!(event.kind.as_str(), "lost" | "queued" | "generation")),
             Gauge::StreamsLost => now.streams_lost > self.before.streams_lost,
-            Gauge::Silent(_) | Gauge::Waiting => self.after == Some(true),
+            Gauge::Silent(_) | Gauge::Waiting | Gauge::Overtaken => self.after == Some(true),
             Gauge::SlowSteps => slow_sum(&record.points, self.at_step),
             Gauge::CoordinatorLines => now.coordinator_lines > self.before.coordinator_lines,
             Gauge::DatabaseLine => now.database_line > self.before.database_line,
@@ -145,6 +146,12 @@ impl Effect {
         let events = self.events;
         record.events.iter().filter(move |e| e.number > events && CHANGES.contains(&e.kind.as_str()))
     }
+}
+
+/// Whether Postgres answers with more than zero.
+fn counts(rig: &Rig, query: &str) -> bool {
+    let number = Session::open(&rig.postgres.socket()).and_then(|mut session| session.number(query));
+    number.is_ok_and(|number| number > 0)
 }
 
 /// Whether the event's message has the worker's name as a word.

@@ -95,6 +95,7 @@ pub async fn inject(rig: &mut Rig, fault: &Fault, events: u64) -> Result<Injecte
         | Kind::TerminateBackends
         | Kind::ExhaustConnections
         | Kind::IdleTransaction
+        | Kind::LongReader
         | Kind::SlowPostgres
         | Kind::StallPostgres => database(rig, fault)?,
         Kind::SlowStore | Kind::FailingStore | Kind::HalfRead | Kind::HalfWrite | Kind::LostSuccess => {
@@ -269,6 +270,12 @@ fn database(rig: &mut Rig, fault: &Fault) -> Result<Done> {
             session.query("begin")?;
             session.query("select count(*) from (select 1 from jobs for update) held")?;
             Ok(Done { gauge: Gauge::Waiting, undo: Undo::Release(vec![session]), hold: fault.hold / 2 })
+        }
+        Kind::LongReader => {
+            let mut session = Session::open(&socket)?;
+            session.query("begin isolation level repeatable read")?;
+            session.query("select (select count(*) from jobs), (select count(*) from job_events)")?;
+            Ok(Done { gauge: Gauge::Overtaken, undo: Undo::Release(vec![session]), hold: fault.hold })
         }
         _ => {
             let stalls = fault.kind == Kind::StallPostgres;

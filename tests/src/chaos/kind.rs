@@ -51,6 +51,8 @@ pub enum Kind {
     ExhaustConnections,
     /// An idle transaction holds the job's row.
     IdleTransaction,
+    /// A transaction that reads everything, and stays open.
+    LongReader,
     /// Postgres answers slowly.
     SlowPostgres,
     /// Nothing passes to and from Postgres, and no connection closes.
@@ -158,6 +160,7 @@ impl Kind {
         Kind::TerminateBackends,
         Kind::ExhaustConnections,
         Kind::IdleTransaction,
+        Kind::LongReader,
         Kind::SlowPostgres,
         Kind::StallPostgres,
         Kind::SlowStore,
@@ -223,6 +226,7 @@ impl Kind {
             Kind::TerminateBackends => "terminate-backends",
             Kind::ExhaustConnections => "exhaust-connections",
             Kind::IdleTransaction => "idle-transaction",
+            Kind::LongReader => "long-reader",
             Kind::SlowPostgres => "slow-postgres",
             Kind::StallPostgres => "stall-postgres",
             Kind::SlowStore => "slow-store",
