@@ -136,7 +136,7 @@ impl Point {
 
 impl Kind {
     /// Those that are no failpoint.
-    const PLAIN: [Kind; 30] = [
+    const PLAIN: [Kind; 31] = [
         Kind::KillWorker,
         Kind::StopWorker,
         Kind::DrainWorker,

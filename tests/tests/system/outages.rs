@@ -1,6 +1,9 @@
 //! The coordinator or Postgres away in the middle of a job: it goes on, in the same attempt, to the same adapter.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use lorafleet_failpoint::FAILPOINT;
 use lorafleet_tests::{Fleet, JobFile, Options};
 
 const STEPS: u64 = 40;
@@ -94,4 +97,27 @@ async fn a_postgres_that_forgets_its_last_commits_restarts_no_job() -> Result<()
         fleet.postgres.start_again()?;
     }
     is_as_undisturbed(&fleet, &name, &undisturbed).await
+}
+
+/// The last checkpoint has with it what the coordinator had not heard of, and whoever resumes from it tells it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_point_is_lost_with_all_workers_while_the_coordinator_is_away() -> Result<()> {
+    let alone = |name| JobFile { workers: (1, 1), ..job(name) };
+    let mut fleet = Fleet::start(Options::default()).await?;
+    fleet.start_worker_with("doomed", 1, &[(FAILPOINT, "checkpoint-before-row@30=kill")])?;
+    let name = fleet.submit(&alone("forsaken"))?;
+    fleet.job_when(&name, "step 5", |job| job.step >= 5).await?;
+    fleet.coordinators[0].kill()?;
+    fleet.worker("doomed")?.wait(Duration::from_secs(120))?;
+    fleet.restart_coordinator(0).await?;
+    ensure!(fleet.job(&name).await?.step < 30, "the coordinator knew of all steps");
+
+    fleet.start_worker("heir", 1)?;
+    fleet.succeeded(&name).await?;
+    let attempts = fleet.attempts(&name).await?;
+    ensure!(attempts.len() == 2 && attempts[1].start_step == 30, "{}", fleet.history(&name).await?);
+    let undisturbed = fleet.submit(&alone("undisturbed"))?;
+    fleet.succeeded(&undisturbed).await?;
+    ensure!(fleet.adapter(&name)?.1 == fleet.adapter(&undisturbed)?.1, "another adapter");
+    has_every_point(&fleet, &name, &undisturbed).await
 }

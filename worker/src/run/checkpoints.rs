@@ -16,6 +16,7 @@ use super::{
     Run, companions,
     end::End,
     prepare::Parts,
+    unreported,
     writing::{self, News, Waited, Work, Writing},
 };
 use crate::telemetry;
@@ -220,7 +221,9 @@ impl<'a> Checkpoints<'a> {
         // Of the generation that the member is in; one on its way keeps its own.
         let fence = self.run.fence();
         let draft = Draft { step: state.step(), fence, is_final, ..self.draft.clone() };
-        Work { store: self.run.store.clone(), draft, state, more: self.more.clone() }
+        let mut more = self.more.clone();
+        more.extend(unreported::file(self.run.reporter.unacknowledged()));
+        Work { store: self.run.store.clone(), draft, state, more }
     }
 
     fn miss(&self, step: u64, why: &str) {

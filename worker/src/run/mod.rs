@@ -25,6 +25,7 @@ mod speed;
 mod start;
 mod steps;
 mod transfer;
+mod unreported;
 mod words;
 mod writing;
 

@@ -9,6 +9,7 @@ use super::{
     end::{End, Halt},
     generation::Training,
     member::Holds,
+    unreported,
 };
 
 impl Training<'_, '_> {
@@ -79,6 +80,8 @@ impl Training<'_, '_> {
         if step != checkpoint.id().step() || step > total {
             return Err(failed(format!("it holds step {step}; the job has {total} steps")));
         }
+        let backlog = unreported::read(checkpoint.id(), files).map_err(|error| failed(error.to_string()))?;
+        self.member.run.reporter.take_over(backlog);
         self.member.checkpoints.set_parent(Some(checkpoint.id().clone()));
         self.member.checkpointed = step;
         let (ours, theirs) = (&self.member.run.workshop.kind, &checkpoint.manifest.kind);
