@@ -3,6 +3,7 @@
 pub mod chaos;
 pub mod classifier;
 pub mod fleet;
+pub mod http;
 pub mod job_file;
 pub mod process;
 pub mod queue;

@@ -90,6 +90,16 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Where it serves its metrics, by its log.
+    pub fn metrics_address(&self) -> Result<String> {
+        let log = self.log();
+        let after = log.lines().find_map(|line| {
+            let (_, rest) = line.split_once("metrics address=").or_else(|| line.split_once("metrics="))?;
+            rest.split_whitespace().next()
+        });
+        Ok(after.with_context(|| format!("no address of metrics in\n{log}"))?.to_owned())
+    }
+
     fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();

@@ -10,6 +10,7 @@ mod elastic;
 mod forms;
 mod kill_all;
 mod no_shared_folder;
+mod odd_members;
 mod outages;
 mod polite;
 mod same_adapter;

@@ -1,8 +1,7 @@
 //! The board shows something: a real Prometheus looks at a fleet that trains, and every query of the board answers.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -11,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lorafleet_tests::{
     Fleet, JobFile, Options,
     fleet::PATIENCE,
+    http,
     process::{Process, program_of},
     wait::until,
 };
@@ -31,16 +31,6 @@ fn queries() -> Result<Vec<(String, String)>> {
     Ok(all.collect())
 }
 
-/// Where a process serves its metrics, by its log.
-fn metrics_address(process: &Process) -> Result<String> {
-    let log = process.log();
-    let after = log.lines().find_map(|line| {
-        let (_, rest) = line.split_once("metrics address=").or_else(|| line.split_once("metrics="))?;
-        rest.split_whitespace().next()
-    });
-    Ok(after.with_context(|| format!("no address of metrics in\n{log}"))?.to_owned())
-}
-
 /// Prometheus on loopback, with the project's config but for where it looks and how often.
 struct Prometheus {
     address: SocketAddr,
@@ -52,8 +42,8 @@ impl Prometheus {
         let mut config = yaml("deploy/prometheus/prometheus.yml")?;
         config["global"]["scrape_interval"] = json!("500ms");
         let coordinators: Vec<String> =
-            fleet.coordinators.iter().map(metrics_address).collect::<Result<_>>()?;
-        let workers: Vec<String> = fleet.workers.values().map(metrics_address).collect::<Result<_>>()?;
+            fleet.coordinators.iter().map(Process::metrics_address).collect::<Result<_>>()?;
+        let workers: Vec<String> = fleet.workers.values().map(Process::metrics_address).collect::<Result<_>>()?;
         for job in config["scrape_configs"].as_array_mut().context("no scrape_configs")? {
             let targets = if job["job_name"] == "worker" { &workers } else { &coordinators };
             let fields = job.as_object_mut().context("a job that is no map")?;
@@ -82,13 +72,8 @@ impl Prometheus {
 
     /// The answer of its HTTP API.
     fn get(&self, path: &str) -> Result<Value> {
-        let mut stream = TcpStream::connect(self.address)?;
-        // 1.0: the whole body until the connection closes.
-        write!(stream, "GET /api/v1/{path} HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
-        let body: Value = serde_json::from_str(body).with_context(|| body.to_owned())?;
+        let body = http::get(&self.address.to_string(), &format!("/api/v1/{path}"))?;
+        let body: Value = serde_json::from_str(&body).with_context(|| body.clone())?;
         ensure!(body["status"] == "success", "{path}: {body}");
         Ok(body["data"].clone())
     }
@@ -113,7 +98,7 @@ async fn every_query_of_the_board_answers_while_a_fleet_trains() -> Result<()> {
         fleet.start_worker(name, 1)?;
     }
     until("both workers to say where their metrics are", PATIENCE, || async {
-        Ok(fleet.workers.values().all(|worker| metrics_address(worker).is_ok()).then_some(()))
+        Ok(fleet.workers.values().all(|worker| worker.metrics_address().is_ok()).then_some(()))
     })
     .await?;
     let (prometheus, since) = (Prometheus::start(&fleet)?, now()?);
