@@ -7,7 +7,10 @@ use std::{
 
 use lorafleet_proto::v1 as pb;
 
-use super::{legal, record::Record};
+use super::{
+    legal,
+    record::{Member, Record},
+};
 
 /// What the same job came to when nothing disturbed it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -145,19 +148,19 @@ fn computed_again(record: &Record) -> (u64, Vec<String>) {
 
 /// A member of the generation that had finished steps in an earlier one of the attempt.
 fn survivor(record: &Record, attempt: u64, generation: u64) -> Option<&str> {
-    let members = |of: &dyn Fn(u64) -> bool| -> BTreeSet<&str> {
+    let members = |of: &dyn Fn(u64) -> bool| -> BTreeSet<&Member> {
         let these = record.finished.iter().filter(|d| d.attempt == attempt && of(d.generation));
-        these.map(|d| d.worker.as_str()).collect()
+        these.map(|d| &d.member).collect()
     };
     let (old, new) = (members(&|g| g < generation), members(&|g| g == generation));
-    old.intersection(&new).next().copied()
+    old.intersection(&new).next().map(|member| member.worker.as_str())
 }
 
 /// Steps that one member finished twice.
 fn twice(record: &Record) -> Vec<String> {
     let mut seen = BTreeSet::new();
-    let again = record.finished.iter().filter(|d| !seen.insert((d.attempt, d.step, &d.worker)));
-    again.map(|d| format!("{} finished step {} of attempt {} twice", d.worker, d.step, d.attempt)).collect()
+    let again = record.finished.iter().filter(|d| !seen.insert((d.attempt, d.step, &d.member)));
+    again.map(|d| format!("{} finished step {} of attempt {} twice", d.member.worker, d.step, d.attempt)).collect()
 }
 
 /// How often a checkpoint was read, and where a member of a generation before still lived.
@@ -193,8 +196,7 @@ impl fmt::Display for Violation {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::FinishedStep;
-    use super::*;
+    use super::{super::record::FinishedStep, *};
 
     fn event(number: u64, kind: &str, attempt: u32, generation: u32) -> pb::JobEvent {
         pb::JobEvent { number, kind: kind.into(), attempt, generation, ..Default::default() }
@@ -206,7 +208,8 @@ mod tests {
         worker: &str,
         steps: std::ops::RangeInclusive<u64>,
     ) -> Vec<FinishedStep> {
-        steps.map(|step| FinishedStep { attempt, generation, step, worker: worker.into() }).collect()
+        let member = Member { worker: worker.into(), place: 0 };
+        steps.map(|step| FinishedStep { attempt, generation, step, member: member.clone() }).collect()
     }
 
     /// Four steps: a and b, then b alone.
@@ -275,7 +278,14 @@ mod tests {
         let rules = broken(|r| {
             resumed(r);
             renumber(r);
-            r.finished.iter_mut().filter(|d| d.generation == 2).for_each(|d| d.worker = "c".into());
+            r.finished.iter_mut().filter(|d| d.generation == 2).for_each(|d| d.member.worker = "c".into());
+        });
+        assert_eq!(rules, []);
+        // Put out, and back as new: it held nothing any more.
+        let rules = broken(|r| {
+            resumed(r);
+            renumber(r);
+            r.finished.iter_mut().filter(|d| d.generation == 2).for_each(|d| d.member.place = 2);
         });
         assert_eq!(rules, []);
     }

@@ -27,7 +27,14 @@ pub struct FinishedStep {
     pub attempt: u64,
     pub generation: u64,
     pub step: u64,
+    pub member: Member,
+}
+
+/// Who computes: a worker that was put out and comes back takes another place, and holds nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
     pub worker: String,
+    pub place: u64,
 }
 
 impl Record {
@@ -108,7 +115,7 @@ pub fn finished_steps(worker: &str, log: &str, job: &str) -> Vec<FinishedStep> {
             attempt: field("attempt")?,
             generation: field("generation")?,
             step: field("step")?,
-            worker: worker.to_owned(),
+            member: Member { worker: worker.to_owned(), place: field("place")? },
         })
     };
     log.lines().filter(|text| text.contains("\"step")).filter_map(line).collect()
@@ -122,13 +129,14 @@ mod tests {
     fn finished_steps_are_read_from_a_log() {
         let log = concat!(
             "failpoint mid-reduction at step 2: Kill\n",
-            r#"{"level":"DEBUG","step":3,"loss":1.5,"message":"step finished","span":{"job":"jobs/a","attempt":1,"generation":2}}"#,
+            r#"{"level":"DEBUG","step":3,"loss":1.5,"message":"step finished","span":{"job":"jobs/a","attempt":1,"generation":2,"place":4}}"#,
             "\n",
             r#"{"level":"DEBUG","step":3,"message":"step finished","span":{"job":"jobs/b","attempt":1,"generation":2}}"#,
             "\n",
             r#"{"level":"INFO","step":5,"message":"resumed","span":{"job":"jobs/a","attempt":1,"generation":2}}"#,
         );
-        let done = FinishedStep { attempt: 1, generation: 2, step: 3, worker: "w1".into() };
+        let member = Member { worker: "w1".into(), place: 4 };
+        let done = FinishedStep { attempt: 1, generation: 2, step: 3, member };
         assert_eq!(finished_steps("w1", log, "jobs/a"), [done]);
     }
 }
