@@ -160,7 +160,9 @@ fn survivor(record: &Record, attempt: u64, generation: u64) -> Option<&str> {
 fn twice(record: &Record) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let again = record.finished.iter().filter(|d| !seen.insert((d.attempt, d.step, &d.member)));
-    again.map(|d| format!("{} finished step {} of attempt {} twice", d.member.worker, d.step, d.attempt)).collect()
+    again
+        .map(|d| format!("{} finished step {} of attempt {} twice", d.member.worker, d.step, d.attempt))
+        .collect()
 }
 
 /// How often a checkpoint was read, and where a member of a generation before still lived.

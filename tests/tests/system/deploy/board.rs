@@ -43,7 +43,8 @@ impl Prometheus {
         config["global"]["scrape_interval"] = json!("500ms");
         let coordinators: Vec<String> =
             fleet.coordinators.iter().map(Process::metrics_address).collect::<Result<_>>()?;
-        let workers: Vec<String> = fleet.workers.values().map(Process::metrics_address).collect::<Result<_>>()?;
+        let workers: Vec<String> =
+            fleet.workers.values().map(Process::metrics_address).collect::<Result<_>>()?;
         for job in config["scrape_configs"].as_array_mut().context("no scrape_configs")? {
             let targets = if job["job_name"] == "worker" { &workers } else { &coordinators };
             let fields = job.as_object_mut().context("a job that is no map")?;
