@@ -24,3 +24,18 @@ where not p.counted;
 alter table checkpoints add column counted boolean not null default true;
 alter table checkpoints alter column counted set default false;
 create index checkpoints_uncounted on checkpoints (job_id) where not counted;
+
+-- What was used, by tenant and hour: what is counted, and what is not counted yet. Steps that are not counted are some
+-- seconds old; they count for the hour that it is.
+create view usage_until_now as
+select tenant_id, hour, worker_seconds, tokens, flops, bytes from usage_hours
+union all
+select tenant_id, hour, seconds, 0, 0, 0 from places_uncounted_hours
+union all
+select j.tenant_id, date_trunc('hour', now(), 'UTC'), 0, p.tokens, p.tokens * j.flops_per_token, 0
+from (select distinct job_id from places where not counted) running
+join jobs j on j.job_id = running.job_id
+left join job_costs c on c.job_id = running.job_id
+join metric_points p on p.job_id = running.job_id and p.step > coalesce(c.counted_step, -1)
+union all
+select tenant_id, date_trunc('hour', create_time, 'UTC'), 0, 0, 0, bytes from checkpoints where not counted;

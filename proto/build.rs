@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "lorafleet/v1/fleet.proto",
     "lorafleet/v1/sweeps.proto",
     "lorafleet/v1/tenants.proto",
+    "lorafleet/v1/usage.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

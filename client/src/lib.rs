@@ -23,6 +23,7 @@ mod names;
 mod remote_base;
 mod retry;
 mod sweeps;
+mod usage;
 mod watch;
 
 pub use artifacts::{Progress, ProgressFor, Uploaded, base_file, checkpoint_file, dataset};
@@ -36,4 +37,5 @@ pub use lorafleet_proto::v1 as pb;
 pub use lorafleet_spec::FieldError;
 pub use names::{checkpoint_name, job_name, short_id, sweep_name};
 pub use sweeps::{SweepFile, is_over};
+pub use usage::UsageQuery;
 pub use watch::{Update, Watch, is_terminal};

@@ -45,8 +45,9 @@ pub async fn insert(
 ) -> Result<bool, DbError> {
     let fence = Fence::from(id.fence());
     let made = sqlx::query_scalar!(
-        r#"insert into checkpoints (job_id, name, step, attempt, generation, files, manifest_sha256, final, best)
-           values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        r#"insert into checkpoints (job_id, name, step, attempt, generation, files, manifest_sha256, final, best,
+                                    bytes, tenant_id)
+           select job_id, $2, $3, $4, $5, $6, $7, $8, $9, $10, tenant_id from jobs where job_id = $1
            on conflict (job_id, name) do update set final = checkpoints.final or excluded.final,
                best = checkpoints.best or excluded.best,
                expired = checkpoints.expired and not excluded.final
@@ -60,6 +61,7 @@ pub async fn insert(
         checkpoint.manifest_sha256,
         is_final,
         checkpoint.best,
+        convert::to_i64(checkpoint.files.iter().map(|file| file.size_bytes).fold(0, u64::saturating_add)),
     )
     .fetch_one(&mut *tx)
     .await?;

@@ -6,9 +6,11 @@
 mod decay;
 mod fold;
 mod keeper;
+mod read;
 
 pub use decay::decayed;
 pub use keeper::Keeper;
+pub use read::{JobUsage, Window, by_hour, by_job, by_tenant};
 
 #[cfg(test)]
 mod tests;

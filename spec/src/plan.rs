@@ -83,6 +83,11 @@ impl Plan {
         }
     }
 
+    /// Floating point operations of training on one token, on average; 0 without data.
+    pub fn flops_per_token(&self) -> f64 {
+        if self.tokens_per_step > 0.0 { self.flops_per_step / self.tokens_per_step } else { 0.0 }
+    }
+
     /// Bytes that each of `world_size` workers sends for one step's all-reduce over a ring: 2(N−1)/N × the buffer.
     pub fn bytes_sent_per_step(&self, world_size: u32) -> u64 {
         let members = u64::from(world_size.max(1));

@@ -19,6 +19,7 @@ mod resume;
 mod submit;
 mod sweep;
 mod transfer;
+mod usage;
 mod validate;
 mod watch;
 mod workers;
@@ -78,6 +79,8 @@ enum Command {
     Sweep(sweep::Args),
     /// List the fleet's workers.
     Workers(workers::Args),
+    /// Say who used how much of the fleet.
+    Usage(usage::Args),
     /// Say what is wrong with a job file, its base and its data, without a fleet.
     Validate(validate::Args),
     /// Answer a prompt with a trained adapter.
@@ -109,6 +112,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Download(args) => download::run(args, &fleet).await,
         Command::Sweep(args) => sweep::run(args, &fleet).await,
         Command::Workers(args) => workers::run(args, &fleet).await,
+        Command::Usage(args) => usage::run(args, &fleet).await,
         Command::Validate(args) => validate::run(&args),
         Command::Generate(args) => generate::run(args, &fleet).await,
         Command::Merge(args) => merge::run(args, &fleet).await,

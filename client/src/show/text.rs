@@ -25,6 +25,22 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// A number with three digits or so and a prefix of its unit, in powers of 1000: `1.23 M`.
+pub fn scaled(n: f64) -> String {
+    const PREFIXES: [&str; 7] = ["", " k", " M", " G", " T", " P", " E"];
+    let (mut value, mut prefix) = (n.max(0.0), 0);
+    while value >= 999.5 && prefix + 1 < PREFIXES.len() {
+        value /= 1000.0;
+        prefix += 1;
+    }
+    let digits = match prefix {
+        0 => 0,
+        _ if value < 9.995 => 2,
+        _ => usize::from(value < 99.95),
+    };
+    format!("{value:.digits$}{}", PREFIXES[prefix])
+}
+
 /// A length of time in its two largest units: `48s`, `3m 20s`, `2h 5m`, `4d 3h`.
 pub fn duration(time: Duration) -> String {
     let s = time.as_secs_f64().round() as u64;
@@ -100,6 +116,14 @@ mod tests {
         assert_eq!(
             [0, 999, 1000, 4_325_376, 99_960_000].map(bytes),
             ["0 B", "999 B", "1.00 kB", "4.33 MB", "100 MB"]
+        );
+    }
+
+    #[test]
+    fn large_numbers_have_a_prefix() {
+        assert_eq!(
+            [0.0, 999.0, 1000.0, 1_234_567.0, 8.9e15, 1e21].map(scaled),
+            ["0", "999", "1.00 k", "1.23 M", "8.90 P", "1000 E"]
         );
     }
 

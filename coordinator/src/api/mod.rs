@@ -10,6 +10,7 @@ mod page;
 mod submit;
 mod sweeps;
 mod tenants;
+mod usage;
 
 use std::{sync::Arc, time::Duration};
 
@@ -80,6 +81,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         "lorafleet.v1.Artifacts",
         "lorafleet.v1.Sweeps",
         "lorafleet.v1.Tenants",
+        "lorafleet.v1.Usage",
     ] {
         health.set_service_status(name, ServingStatus::Serving).await;
     }
@@ -94,6 +96,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
     let jobs = jobs::JobsService { services: services.clone(), checker };
     let artifacts = artifacts::ArtifactsService::new(services.store.clone());
     let tenants = tenants::TenantsService { services: services.clone() };
+    let usage = usage::UsageService { services: services.clone() };
     let fleet = fleet::FleetService { services };
     let serving = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
@@ -107,6 +110,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .add_service(pb::sweeps_server::SweepsServer::new(sweeps))
         .add_service(pb::fleet_server::FleetServer::new(fleet))
         .add_service(pb::tenants_server::TenantsServer::new(tenants))
+        .add_service(pb::usage_server::UsageServer::new(usage))
         .add_service(artifacts.into_server())
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().cancelled_owned());
     let drained = async {

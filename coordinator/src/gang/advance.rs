@@ -230,7 +230,7 @@ async fn open(
     Ok(Advance::Opened(Opened { fence, members: (0..).zip(&chosen).map(member).collect() }))
 }
 
-/// The job knows its number of steps now.
+/// The job knows now how many steps it has, and what one costs.
 async fn begin(
     tx: &mut Tx,
     live: &Live,
@@ -239,7 +239,7 @@ async fn begin(
     start_step: u64,
 ) -> Result<(), DbError> {
     let Some(ready) = members.first().and_then(|member| member.ready.as_ref()) else { return Ok(()) };
-    queue::set_total_steps(tx, live.job, ready.total_steps).await?;
+    queue::set_plan(tx, live.job, ready).await?;
     let message = why::ready(ready, members.len(), start_step);
     events::append(tx, live.job, Event::new("ready", message, Some(fence))).await
 }

@@ -221,10 +221,9 @@ async fn go_on(
     if !queue::open_generation(tx, &live, &new).await? {
         return Err(DbError::Data(format!("a fence of job {job} that changed under its lock")));
     }
-    if let Some(total_steps) =
-        seated().find_map(|place| Some(place.ready.as_ref()?.total_steps)).filter(|n| *n > 0)
+    if let Some(ready) = seated().find_map(|place| place.ready.as_ref()).filter(|ready| ready.total_steps > 0)
     {
-        queue::set_total_steps(tx, job, total_steps).await?;
+        queue::set_plan(tx, job, ready).await?;
     }
     let names: Vec<&str> = seated().map(|place| place.name.as_str()).collect();
     let message = format!(

@@ -45,10 +45,17 @@ pub async fn open_attempt(
 }
 
 /// A job's number of steps is known. The caller holds its lock.
-pub async fn set_total_steps(tx: &mut PgConnection, job: JobId, total_steps: u64) -> Result<(), DbError> {
-    sqlx::query!("update jobs set total_steps = $2 where job_id = $1", job.0, convert::to_i64(total_steps))
-        .execute(tx)
-        .await?;
+pub async fn set_plan(tx: &mut PgConnection, job: JobId, ready: &pb::Ready) -> Result<(), DbError> {
+    // Whatever a worker of another build may say: sums of it stay numbers.
+    let flops = Some(ready.flops_per_token).filter(|flops| flops.is_finite() && *flops >= 0.0);
+    sqlx::query!(
+        "update jobs set total_steps = $2, flops_per_token = $3 where job_id = $1",
+        job.0,
+        convert::to_i64(ready.total_steps),
+        flops.unwrap_or(0.0),
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }
 

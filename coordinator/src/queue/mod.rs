@@ -10,9 +10,7 @@ mod life;
 mod places;
 mod snapshot;
 
-pub use attempts::{
-    close, jobs_that_wait_for, list_attempts, live_attempt, loading, open_attempt, set_total_steps,
-};
+pub use attempts::{close, jobs_that_wait_for, list_attempts, live_attempt, loading, open_attempt, set_plan};
 pub use create::{NewJob, create_all, insert_in, is_repeated, is_tenant_gone, states};
 pub use gangs::{GangEntry, SeatEntry, gangs, troubled_places};
 pub use generations::{NewGeneration, members, open_generation, was_member};

@@ -21,4 +21,5 @@ mod retries;
 mod sharing;
 mod silence;
 mod sweeps;
+mod usage;
 mod watch;

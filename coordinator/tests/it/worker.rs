@@ -299,6 +299,7 @@ impl Place {
             total_parameters: 100_000,
             place: self.assign.place,
             eval_sha256: String::new(),
+            flops_per_token: 1e6,
         }
     }
 

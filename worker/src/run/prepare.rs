@@ -56,6 +56,8 @@ pub(super) struct Parts {
     pub total_steps: u64,
     /// Parameters of base and adapter together; full fine-tuning adds none.
     pub total_parameters: u64,
+    /// Estimated, on average.
+    pub flops_per_token: f64,
 }
 
 impl Prepared {
@@ -73,6 +75,7 @@ impl Prepared {
             total_parameters: self.parts.total_parameters,
             place: assign.place,
             eval_sha256: self.parts.eval.as_ref().map(|eval| eval.digest.to_string()).unwrap_or_default(),
+            flops_per_token: self.parts.flops_per_token,
         }
     }
 }
@@ -123,8 +126,18 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
         trainer.start_from(&adapter).map_err(|error| End::Failed(format!("spec.adapter.start: {error}")))?;
     }
     let spec_sha256 = Digest::of(&text);
-    let total_parameters = plan.total_parameters;
-    let parts = Parts { job, spec_sha256, files, base, train, eval, prompts, total_steps, total_parameters };
+    let parts = Parts {
+        job,
+        spec_sha256,
+        files,
+        base,
+        train,
+        eval,
+        prompts,
+        total_steps,
+        total_parameters: plan.total_parameters,
+        flops_per_token: plan.flops_per_token(),
+    };
     Ok(Prepared { parts, trainer })
 }
 
