@@ -33,7 +33,7 @@ pub enum ClientError {
     /// There is no such thing.
     #[error("{0}")]
     NotFound(String),
-    /// It exists, but its state does not allow what was asked.
+    /// Its state, or a quota, does not allow what was asked.
     #[error("{0}")]
     Refused(String),
     /// The coordinator answered with another error.
@@ -94,7 +94,9 @@ impl ClientError {
         match status.code() {
             Code::InvalidArgument => Self::Invalid { message, fields: violations(status) },
             Code::NotFound => Self::NotFound(message),
-            Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => Self::Refused(message),
+            Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted | Code::ResourceExhausted => {
+                Self::Refused(message)
+            }
             Code::Unavailable | Code::DeadlineExceeded => {
                 Self::Unreachable { url: url.to_owned(), reason: root_cause(status) }
             }
@@ -151,6 +153,7 @@ mod tests {
         let of = |code| ClientError::from_status("http://x", &Status::new(code, "why"));
         assert!(matches!(of(Code::NotFound), ClientError::NotFound(m) if m == "why"));
         assert!(matches!(of(Code::FailedPrecondition), ClientError::Refused(_)));
+        assert!(matches!(of(Code::ResourceExhausted), ClientError::Refused(_)));
         assert!(matches!(of(Code::Unavailable), ClientError::Unreachable { .. }));
         assert!(matches!(of(Code::Internal), ClientError::Server { code: Code::Internal, .. }));
     }

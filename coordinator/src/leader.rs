@@ -1,6 +1,7 @@
 //! The scheduling loop: lead, end leases, take back what the lost held, start gangs, grow and shrink them, say why
 //! jobs wait.
 
+mod budget;
 mod limits;
 mod sight;
 
@@ -19,7 +20,7 @@ use crate::{
     db::{DbError, within},
     fleet, gang,
     hub::Hub,
-    ids::{Fence, JobId, PlaceNo, RunId, WorkerId},
+    ids::{Fence, JobId, PlaceNo, RunId, TenantId, WorkerId},
     leadership::{Candidate, Leadership},
     metrics,
     queue::{self, GangEntry, QueueEntry},
@@ -33,6 +34,8 @@ use crate::{
 const LEASE_CHECK: Duration = Duration::from_millis(500);
 /// Times and dependencies of jobs are looked at this often.
 const LIMITS_CHECK: Duration = Duration::from_millis(200);
+/// Quotas of worker-seconds are looked at this often.
+const BUDGET_CHECK: Duration = Duration::from_secs(2);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
 
@@ -81,6 +84,9 @@ struct Memory {
     depth_checked: Option<Instant>,
     limits_checked: Option<Instant>,
     sweeps_checked: Option<Instant>,
+    budgets_checked: Option<Instant>,
+    /// Tenants none of whose jobs is to start now.
+    over_budget: Vec<TenantId>,
     usage: usage::Keeper,
 }
 
@@ -95,6 +101,8 @@ impl Memory {
             depth_checked: None,
             limits_checked: None,
             sweeps_checked: None,
+            budgets_checked: None,
+            over_budget: Vec::new(),
             usage: usage::Keeper::default(),
         }
     }
@@ -156,6 +164,9 @@ impl Leader {
         if due(&mut self.memory.limits_checked, now, LIMITS_CHECK) {
             self.keep_limits(&leadership).await?;
         }
+        if due(&mut self.memory.budgets_checked, now, BUDGET_CHECK) {
+            self.keep_budgets().await?;
+        }
         self.schedule(&leadership, now).await?;
         if due(&mut self.memory.depth_checked, now, DEPTH_CHECK) {
             let (queued, running) = queue::depth(&self.pool).await?;
@@ -213,7 +224,8 @@ impl Leader {
     async fn schedule(&mut self, leadership: &Leadership, now: Instant) -> Result<(), DbError> {
         let started = Instant::now();
         let fleet = self.memory.sight.fleet(now, fleet::free(&self.pool).await?);
-        let entries = queue::queued(&self.pool, u32::try_from(fleet.len()).unwrap_or(u32::MAX)).await?;
+        let workers = u32::try_from(fleet.len()).unwrap_or(u32::MAX);
+        let entries = queue::queued(&self.pool, workers, &self.memory.over_budget).await?;
         let queued = self.memory.sight.queue(now, &entries);
         let gangs = queue::gangs(&self.pool).await?;
         let ended = queue::troubled_places(&self.pool).await?;

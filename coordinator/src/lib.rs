@@ -35,6 +35,7 @@ mod leadership;
 mod metrics;
 mod points;
 mod queue;
+mod quota;
 mod run;
 mod sweeper;
 mod sweeps;

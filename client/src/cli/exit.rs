@@ -12,7 +12,7 @@ Exit codes:
   2  the command line or the job file is not right; each mistake is printed
   3  there is no such job, checkpoint or file
   4  the coordinator (or the hub) cannot be reached
-  5  refused: the job's state does not allow it, or it was already done otherwise
+  5  refused: the job's state or a quota does not allow it, or it was already done otherwise
   6  what was fetched is damaged
   70 anything else";
 

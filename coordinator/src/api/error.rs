@@ -7,7 +7,7 @@ use lorafleet_store::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{check::CheckError, db::DbError, gang::ChangeError, ids::NameError};
+use crate::{check::CheckError, db::DbError, gang::ChangeError, ids::NameError, quota::AdmitError};
 
 /// Domain of every ErrorInfo.
 pub const DOMAIN: &str = "lorafleet.dev";
@@ -112,6 +112,17 @@ impl From<CheckError> for ApiError {
                 reason: "CONTENT_NOT_UPLOADED",
             },
             CheckError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<AdmitError> for ApiError {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Exceeded(exceeded) => {
+                Self::Exhausted { message: exceeded.to_string(), reason: "QUOTA_EXCEEDED" }
+            }
+            AdmitError::Db(error) => Self::Db(error),
         }
     }
 }

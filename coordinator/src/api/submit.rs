@@ -87,7 +87,7 @@ impl JobsService {
         match (within(queue::create_all(&self.services.pool, &ordered)).await, request) {
             // The same request came by another way at the same instant.
             (Err(error), Some(first)) if queue::is_repeated(&error) => {
-                return self.before(&specs, field, first).await?.ok_or(ApiError::Db(error));
+                return self.before(&specs, field, first).await?.ok_or_else(|| error.into());
             }
             (Err(error), _) if queue::is_tenant_gone(&error) => return Err(tenant_gone(field)),
             (done, _) => done?,

@@ -1,5 +1,7 @@
 //! How jobs come into being: stored with their first event, what they ask of the queue, and what they come after.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
 use sqlx::{PgConnection, PgPool, types::Json};
@@ -10,8 +12,9 @@ use crate::{
     convert,
     db::DbError,
     events::{self, Event},
-    ids::JobId,
+    ids::{JobId, TenantId},
     job::JobState,
+    quota::{self, AdmitError},
 };
 
 /// What CreateJob stores.
@@ -24,45 +27,57 @@ pub struct NewJob {
 }
 
 /// Stores jobs under ids of the caller's choice, all or none; each may come after those before it.
-pub async fn create_all(pool: &PgPool, news: &[(JobId, &NewJob)]) -> Result<Vec<JobId>, DbError> {
+pub async fn create_all(pool: &PgPool, news: &[(JobId, &NewJob)]) -> Result<Vec<JobId>, AdmitError> {
     let mut tx = pool.begin().await?;
-    for (job, new) in news {
-        let message = format!("job {} was submitted", new.spec.display_name);
-        insert_as(&mut tx, *job, new, message).await?;
-    }
+    let said = |new: &NewJob| format!("job {} was submitted", new.spec.display_name);
+    let saying: Vec<_> = news.iter().map(|(job, new)| (*job, *new, said(new))).collect();
+    insert_all(&mut tx, &saying).await?;
     tx.commit().await?;
     Ok(news.iter().map(|(job, _)| *job).collect())
 }
 
 /// Whether a job could not be stored because its request_id has a job already.
-pub fn is_repeated(error: &DbError) -> bool {
-    error.unique_violation() == Some("jobs_request_id_key")
+pub fn is_repeated(error: &AdmitError) -> bool {
+    matches!(error, AdmitError::Db(error) if error.unique_violation() == Some("jobs_request_id_key"))
 }
 
 /// Whether a job could not be stored because its tenant was deleted at that moment.
-pub fn is_tenant_gone(error: &DbError) -> bool {
-    error.null_violation() == Some("tenant_id")
+pub fn is_tenant_gone(error: &AdmitError) -> bool {
+    matches!(error, AdmitError::Db(error) if error.null_violation() == Some("tenant_id"))
 }
 
-/// Stores a job and its first event, which says this, within the caller's transaction.
-pub async fn insert_in(tx: &mut PgConnection, new: &NewJob, message: String) -> Result<JobId, DbError> {
-    let job = JobId::new();
-    insert_as(tx, job, new, message).await?;
-    Ok(job)
+/// Stores jobs, each with its first event, which says what is beside it, within the caller's transaction. The only way
+/// into the queue, so that no submission passes a quota.
+pub async fn insert_all(tx: &mut PgConnection, news: &[(JobId, &NewJob, String)]) -> Result<(), AdmitError> {
+    let mut limited = BTreeMap::new();
+    for (job, new, message) in news {
+        if let Some(tenant) = insert_as(tx, *job, new, message).await? {
+            *limited.entry(tenant).or_insert(0) += 1;
+        }
+    }
+    quota::admit(tx, &limited).await
 }
 
-async fn insert_as(tx: &mut PgConnection, job: JobId, new: &NewJob, message: String) -> Result<(), DbError> {
+/// Returns the job's tenant where that has a quota on submissions.
+async fn insert_as(
+    tx: &mut PgConnection,
+    job: JobId,
+    new: &NewJob,
+    message: &str,
+) -> Result<Option<TenantId>, DbError> {
     let workers = new.spec.workers.unwrap_or_default();
     let queue = new.spec.queue.clone().unwrap_or_default();
     let not_before = time(&queue.not_before)?;
     let after = queue.after.iter().map(|name| JobId::from_name(name)).collect::<Result<Vec<_>, _>>();
     let after = after.map_err(|error| DbError::Data(error.to_string()))?;
     let why = HeldBy { after: after.clone(), until: not_before }.to_string();
-    sqlx::query!(
-        "insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority, not_before, deadline,
+    let made = sqlx::query!(
+        r#"insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority, not_before, deadline,
                            max_run_seconds, selector, retries, held, ready_time, state_message, tenant_id)
          values ($1, $2, $3, $4, $5, $6, $7, $8, nullif($9, 0::bigint), $10, $11, $12, $7, $13,
-                 (select tenant_id from tenants where name = $14))",
+                 (select tenant_id from tenants where name = $14))
+         returning tenant_id, (select t.max_queued is not null or t.max_stored_bytes is not null from tenants t
+                               where t.tenant_id = jobs.tenant_id) as "limited!""#,
         job.0,
         new.request_id,
         Json(&new.spec) as _,
@@ -78,14 +93,14 @@ async fn insert_as(tx: &mut PgConnection, job: JobId, new: &NewJob, message: Str
         why,
         new.spec.tenant,
     )
-    .execute(&mut *tx)
+    .fetch_one(&mut *tx)
     .await?;
     insert_after(tx, job, &after).await?;
     events::append(tx, job, Event::new("created", message, None)).await?;
     if !why.is_empty() {
         events::append(tx, job, Event::new("held", why, None)).await?;
     }
-    Ok(())
+    Ok(made.limited.then_some(TenantId(made.tenant_id)))
 }
 
 /// The others' rows are locked against an end that this job would not hear of.

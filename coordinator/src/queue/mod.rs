@@ -11,7 +11,7 @@ mod places;
 mod snapshot;
 
 pub use attempts::{close, jobs_that_wait_for, list_attempts, live_attempt, loading, open_attempt, set_plan};
-pub use create::{NewJob, create_all, insert_in, is_repeated, is_tenant_gone, states};
+pub use create::{NewJob, create_all, insert_all, is_repeated, is_tenant_gone, states};
 pub use gangs::{GangEntry, SeatEntry, gangs, troubled_places};
 pub use generations::{NewGeneration, members, open_generation, was_member};
 pub use held::{Held, held};
@@ -29,4 +29,4 @@ pub use places::{
     Orphan, Place, Whereabouts, add_place, end_place, is_member, orphans, places, set_leaving, set_parted,
     set_ready, whereabouts,
 };
-pub use snapshot::{QueueEntry, depth, explain, queued};
+pub use snapshot::{QueueEntry, depth, explain, explain_tenant, queued};

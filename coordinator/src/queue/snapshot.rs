@@ -1,8 +1,13 @@
 //! What the scheduler sees of the queue, and what it says about the jobs that wait.
 
 use sqlx::PgPool;
+use uuid::Uuid;
 
-use crate::{convert, db::DbError, ids::JobId};
+use crate::{
+    convert,
+    db::DbError,
+    ids::{JobId, TenantId},
+};
 
 /// Jobs that one decision looks at; those behind them are looked at when these have started.
 const WINDOW: i64 = 1000;
@@ -27,21 +32,28 @@ pub struct QueueEntry {
 }
 
 /// The head of the queue, by priority and then age: jobs that a fleet of `workers` could hold, and some that it could not.
-pub async fn queued(pool: &PgPool, workers: u32) -> Result<Vec<QueueEntry>, DbError> {
+/// Those of the tenants that are over their budgets are left out.
+pub async fn queued(
+    pool: &PgPool,
+    workers: u32,
+    over_budget: &[TenantId],
+) -> Result<Vec<QueueEntry>, DbError> {
+    let over_budget: Vec<Uuid> = over_budget.iter().map(|tenant| tenant.0).collect();
     let rows = sqlx::query!(
         r#"select job_id as "job_id!", workers_min as "min!", workers_max as "max!", kinds as "kinds!",
                   priority as "priority!",
                   state_message as "message!"
            from (
-             (select * from jobs where state = 'QUEUED' and not held and workers_min <= $1
+             (select * from jobs where state = 'QUEUED' and not held and workers_min <= $1 and tenant_id <> all($4)
               order by priority desc, number limit $2)
              union all
-             (select * from jobs where state = 'QUEUED' and not held and workers_min > $1
+             (select * from jobs where state = 'QUEUED' and not held and workers_min > $1 and tenant_id <> all($4)
               order by priority desc, number limit $3)
            ) head order by priority desc, number"#,
         convert::to_i32(workers),
         WINDOW,
         TOO_LARGE,
+        &over_budget,
     )
     .fetch_all(pool)
     .await?;
@@ -66,6 +78,24 @@ pub async fn explain(pool: &PgPool, job: JobId, reason: &str) -> Result<(), DbEr
     .execute(pool)
     .await?;
     Ok(())
+}
+
+/// Says of a tenant's jobs why they wait: of those at the head that are not told yet. Returns them.
+pub async fn explain_tenant(pool: &PgPool, tenant: TenantId, reason: &str) -> Result<Vec<JobId>, DbError> {
+    let told = sqlx::query_scalar!(
+        "with untold as (
+           select job_id from jobs
+           where tenant_id = $1 and state = 'QUEUED' and not held and state_message <> $2
+           order by priority desc, number limit $3
+         ) update jobs j set state_message = $2, queue_position = null, start_estimate_seconds = null
+           from untold u where j.job_id = u.job_id and j.state = 'QUEUED' and not j.held returning j.job_id",
+        tenant.0,
+        reason,
+        WINDOW,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(told.into_iter().map(JobId).collect())
 }
 
 /// How many jobs are queued, and how many run.

@@ -11,6 +11,7 @@ use crate::{
     db::{DbError, text},
     ids::{JobId, SweepId},
     queue::{self, NewJob},
+    quota::AdmitError,
 };
 
 /// Longest reason that is kept, in bytes.
@@ -80,17 +81,19 @@ pub(super) struct Open {
 }
 
 /// Stores a sweep and its children, in one transaction; or finds the one that the same request_id made before.
-pub async fn create(pool: &PgPool, new: &NewSweep) -> Result<Created, DbError> {
+pub async fn create(pool: &PgPool, new: &NewSweep) -> Result<Created, AdmitError> {
     match (insert(pool, new).await, new.request_id) {
-        (Err(error), Some(request_id)) if error.unique_violation() == Some("sweeps_request_id_key") => {
+        (Err(AdmitError::Db(error)), Some(request_id))
+            if error.unique_violation() == Some("sweeps_request_id_key") =>
+        {
             let before = by_request_id(pool, request_id).await?;
-            before.map(|before| Created::Before(Box::new(before))).ok_or(error)
+            before.map(|before| Created::Before(Box::new(before))).ok_or(AdmitError::Db(error))
         }
         (other, _) => other.map(Created::New),
     }
 }
 
-async fn insert(pool: &PgPool, new: &NewSweep) -> Result<SweepId, DbError> {
+async fn insert(pool: &PgPool, new: &NewSweep) -> Result<SweepId, AdmitError> {
     let sweep = SweepId::new();
     let rungs = new.expanded.rungs;
     let mut tx = pool.begin().await?;
@@ -108,15 +111,24 @@ async fn insert(pool: &PgPool, new: &NewSweep) -> Result<SweepId, DbError> {
     )
     .execute(&mut *tx)
     .await?;
-    let (mut jobs, mut places, mut settings) = (Vec::new(), Vec::new(), Vec::new());
-    for child in &new.expanded.children {
-        let job = NewJob { spec: child.spec.clone(), request_id: None };
-        let message =
-            format!("job {} was submitted by {}: {}", job.spec.display_name, sweep.name(), child.describe());
-        jobs.push(queue::insert_in(&mut tx, &job, message).await?.0);
-        places.push(convert::to_i32(child.index));
-        settings.push(Json(child.settings.clone()));
-    }
+    insert_children(&mut tx, sweep, &new.expanded).await?;
+    tx.commit().await?;
+    Ok(sweep)
+}
+
+async fn insert_children(tx: &mut PgConnection, sweep: SweepId, expanded: &Sweep) -> Result<(), AdmitError> {
+    let children = &expanded.children;
+    let news: Vec<NewJob> =
+        children.iter().map(|child| NewJob { spec: child.spec.clone(), request_id: None }).collect();
+    let named = news.iter().zip(children).map(|(new, child)| {
+        let (name, sweep, what) = (&new.spec.display_name, sweep.name(), child.describe());
+        (JobId::new(), new, format!("job {name} was submitted by {sweep}: {what}"))
+    });
+    let named: Vec<(JobId, &NewJob, String)> = named.collect();
+    queue::insert_all(tx, &named).await?;
+    let jobs: Vec<Uuid> = named.iter().map(|(job, ..)| job.0).collect();
+    let places: Vec<i32> = children.iter().map(|child| convert::to_i32(child.index)).collect();
+    let settings: Vec<_> = children.iter().map(|child| Json(child.settings.clone())).collect();
     sqlx::query!(
         "update jobs set sweep_id = $1, sweep_child = c.child, sweep_settings = c.settings
          from unnest($2::uuid[], $3::int[], $4::jsonb[]) c(job, child, settings) where jobs.job_id = c.job",
@@ -125,10 +137,9 @@ async fn insert(pool: &PgPool, new: &NewSweep) -> Result<SweepId, DbError> {
         &places,
         &settings as _,
     )
-    .execute(&mut *tx)
+    .execute(tx)
     .await?;
-    tx.commit().await?;
-    Ok(sweep)
+    Ok(())
 }
 
 /// The sweep that a request_id made, and what was sent.

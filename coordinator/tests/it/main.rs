@@ -15,6 +15,7 @@ mod life;
 mod outages;
 mod pause;
 mod pooler;
+mod quotas;
 mod race;
 mod reclaim;
 mod retries;
