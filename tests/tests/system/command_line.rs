@@ -27,7 +27,12 @@ async fn a_job_from_submit_to_an_answer() -> Result<()> {
         Some(2)
     );
     assert_eq!(fleet.cli_json(&["workers", "--json"])?["workers"][0]["name"], "workers/a");
+    let used = fleet.cli_json(&["usage", "--by", "job", "--json"])?["entries"][0].clone();
+    assert_eq!((used["job"].as_str(), used["tenant"].as_str()), (Some(name.as_str()), Some("default")));
+    assert!(used["workerSeconds"].as_f64() > Some(0.0) && used["flops"].as_f64() > Some(0.0), "{used}");
+    assert!(used["tokens"].is_string() && used["storedBytes"].is_string(), "{used}");
     for command in [
+        vec!["usage"],
         vec!["list"],
         vec!["get", id],
         vec!["watch", id],
