@@ -29,6 +29,7 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
 async fn a_submission_beyond_a_quota_is_refused_whole_with_what_is_used_and_the_limit() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator().await;
+    bed.until_led().await;
     set(&bed, "update tenants set max_queued = 3").await;
     let id = uuid::Uuid::new_v4().to_string();
     let first = submit(&coordinator, bed.spec(1, 1), &id).await.expect("room for it");
