@@ -41,7 +41,8 @@ pub async fn by_tenant(pool: &PgPool, window: &Window) -> Result<Vec<pb::UsageEn
                     sum(flops) as flops, sum(bytes)::bigint as bytes
              from usage_until_now where hour >= $1 and hour < $2 group by tenant_id
            ), stored as (
-             select tenant_id, sum(bytes)::bigint as bytes from checkpoints where not expired group by tenant_id
+             select tenant_id, sum(bytes)::bigint as bytes from checkpoints
+             where not expired and ($3::uuid is null or tenant_id = $3) group by tenant_id
            )
            select t.name as "tenant!", null::uuid as job, '' as "display_name!", null::timestamptz as hour,
                   0::bigint as "number!", coalesce(u.worker_seconds, 0) as "worker_seconds!",

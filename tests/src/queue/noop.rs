@@ -223,6 +223,7 @@ fn ready(assign: pb::Assign) -> pb::Ready {
         total_parameters: 100_000,
         place: assign.place,
         eval_sha256: String::new(),
+        flops_per_token: 0.0,
     }
 }
 
