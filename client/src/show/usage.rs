@@ -87,9 +87,9 @@ mod tests {
         assert_eq!(
             usage_table(&entries, UsageGrouping::Tenant).to_string(),
             "TENANT    WORKER TIME  TOKENS   FLOPS  WRITTEN   STORED\n\
-             default       1m 30s     900           3.00 MB  1.00 MB\n\
-             games         2h 00m  1.23 M  8.90 P  3.00 MB  1.00 MB\n\
-             together      2h 01m  1.24 M  8.90 P  6.00 MB  2.00 MB"
+             default        1m 30s     900          3.00 MB  1.00 MB\n\
+             games          2h 00m  1.23 M  8.90 P  3.00 MB  1.00 MB\n\
+             together       2h 01m  1.24 M  8.90 P  6.00 MB  2.00 MB"
         );
         let one =
             [pb::UsageEntry { job: "jobs/7".into(), display_name: "styles".into(), ..entries[1].clone() }];
