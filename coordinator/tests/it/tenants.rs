@@ -14,7 +14,8 @@ fn create(tenant_id: &str, tenant: pb::Tenant) -> pb::CreateTenantRequest {
 #[tokio::test]
 async fn tenants_are_made_changed_and_listed() {
     let bed = Bed::new().await;
-    let mut tenants = TenantsClient::new(bed.coordinator().await.channel().await);
+    let coordinator = bed.coordinator().await;
+    let mut tenants = TenantsClient::new(coordinator.channel().await);
     let asked = pb::Tenant { weight: 3.0, max_workers: Some(4), max_queued: Some(0), ..Default::default() };
     let made = tenants.create_tenant(create("team-a", asked.clone())).await.expect("made").into_inner();
     assert_eq!((made.name.as_str(), made.weight, made.window_seconds), ("tenants/team-a", 3.0, 604_800));

@@ -8,7 +8,7 @@ use pb::{
 use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use crate::bed::{Bed, Coordinator};
+use crate::bed::{Bed, Coordinator, soon};
 
 /// A fleet that asks for tokens, with tenants `team-a` and `team-b`.
 struct Guarded {
@@ -29,7 +29,9 @@ impl Guarded {
         let path = file.to_str().expect("UTF-8").to_owned();
         let coordinator = bed.coordinator_with(&["--require-tokens", "--bootstrap-token", &path]).await;
         let channel = coordinator.channel().await;
-        let admin = std::fs::read_to_string(&file).expect("it was written").trim().to_owned();
+        // Before it serves; its port takes connections earlier.
+        let written = soon("the first token", || async { std::fs::read_to_string(&file).ok() }).await;
+        let admin = written.trim().to_owned();
         let this = Self { bed, coordinator, channel, admin, folder };
         for tenant_id in ["team-a", "team-b"] {
             let request = pb::CreateTenantRequest { tenant_id: tenant_id.into(), tenant: None };
