@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
 use crate::{
-    client::Client,
+    client::{Client, Line},
     error::ClientError,
     files::{LocalFile, is_plain_name},
     pb::{

@@ -25,7 +25,6 @@ impl Caller {
     ///
     /// # Errors
     /// No gate stands before the service: nobody may pass then.
-    #[expect(clippy::result_large_err, reason = "a status is what a service answers with")]
     pub fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         let caller = request.extensions().get::<Self>().cloned();
         caller.ok_or_else(|| {
