@@ -34,7 +34,7 @@ impl Client {
         pages(query.limit, |page_token| {
             let request = pb::GetUsageRequest {
                 tenant: query.tenant.clone(),
-                start_time: Some(start_time.clone()),
+                start_time: Some(start_time),
                 end_time: None,
                 group_by: query.group_by.into(),
                 page_size: i32::try_from(query.limit).unwrap_or(PAGE).min(PAGE),

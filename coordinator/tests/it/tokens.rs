@@ -106,7 +106,7 @@ async fn each_call_needs_a_token_of_its_role() {
     let job = fleet.submit(&submitter, "").await.expect("a submitter submits");
     assert_eq!(job.spec.expect("a spec").tenant, "team-a", "the token's tenant");
     let register = pb::RegisterWorkerRequest::default;
-    let mut fleet_of = |token: &str| FleetClient::new(fleet.line(token));
+    let fleet_of = |token: &str| FleetClient::new(fleet.line(token));
     let mut worker = fleet_of(&submitter);
     refused(worker.register_worker(register()).await, Code::PermissionDenied, "needs the role operator");
     let status = fleet_of(&operator).register_worker(register()).await.expect_err("an empty request");
@@ -172,7 +172,7 @@ async fn one_tenant_does_not_see_the_others_jobs() {
     refused(fleet.submit(&b, "team-a").await, Code::PermissionDenied, "of tenant team-b");
 
     let names = |page: pb::ListJobsResponse| page.jobs.into_iter().map(|job| job.name).collect::<Vec<_>>();
-    assert_eq!(names(fleet.list(&b, viewer_request()).await.expect("listed")), [others.clone()]);
+    assert_eq!(names(fleet.list(&b, viewer_request()).await.expect("listed")), std::slice::from_ref(&others));
     let of = |tenant: &str| pb::ListJobsRequest { tenant: tenant.into(), ..Default::default() };
     refused(fleet.list(&b, of("team-a")).await, Code::NotFound, "tenants/team-a");
     assert_eq!(names(fleet.list(&operator, of("team-a")).await.expect("listed")), [second, own]);
