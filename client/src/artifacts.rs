@@ -11,10 +11,10 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tonic::{Request, Status, Streaming};
 
 use crate::{
-    client::Client,
+    client::{Client, Line},
     error::ClientError,
     files::{LocalFile, is_plain_name},
     pb::{
@@ -340,6 +340,6 @@ fn read_parts(
     }
 }
 
-fn artifacts(channel: Channel) -> ArtifactsClient<Channel> {
+fn artifacts(channel: Line) -> ArtifactsClient<Line> {
     ArtifactsClient::new(channel).max_decoding_message_size(4 * CHUNK)
 }

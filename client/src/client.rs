@@ -2,9 +2,11 @@
 
 use std::{future::Future, time::Duration};
 
+use lorafleet_proto::bearer::Bearer;
 use lorafleet_spec::FieldError;
 use tonic::{
     Request, Response, Status,
+    service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
 
@@ -28,28 +30,40 @@ pub(crate) const PAGE: i32 = 1000;
 /// A listing ends here at the latest, whatever the server says.
 const MAX_PAGES: usize = 1000;
 
+/// A connection that shows the caller's token in each call, if there is one.
+pub(crate) type Line = InterceptedService<Channel, Bearer>;
+
 /// A connection to a coordinator. Cheap to clone; clones share it.
 #[derive(Debug, Clone)]
 pub struct Client {
-    pub(crate) channel: Channel,
+    pub(crate) channel: Line,
     url: String,
 }
 
 impl Client {
-    /// Connects to the coordinator at `url` (`http://host:port`).
+    /// Connects to the coordinator at `url` (`http://host:port`), without a token.
     ///
     /// # Errors
     /// `Invalid` when `url` is none, `Unreachable` when nobody answers within five seconds.
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
+        Self::connect_with_token(url, "").await
+    }
+
+    /// Connects to the coordinator at `url`, and shows it `token` in each call; an empty one is none.
+    ///
+    /// # Errors
+    /// As [`Client::connect`]; `Invalid` when the token cannot be sent.
+    pub async fn connect_with_token(url: &str, token: &str) -> Result<Self, ClientError> {
+        let wrong = |field: &str, message| {
+            ClientError::invalid("the command line is not right:", vec![FieldError::new(field, message)])
+        };
+        let bearer = Bearer::new(token).map_err(|error| wrong("--token", error.to_string()))?;
         let endpoint = Endpoint::from_shared(url.to_owned())
             .ok()
             .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http")))
             .ok_or_else(|| {
                 let message = format!("'{url}' is not a URL like http://127.0.0.1:7400");
-                ClientError::invalid(
-                    "the command line is not right:",
-                    vec![FieldError::new("--coordinator", message)],
-                )
+                wrong("--coordinator", message)
             })?
             .connect_timeout(CONNECT_DEADLINE)
             .http2_keep_alive_interval(PING_EVERY)
@@ -59,7 +73,7 @@ impl Client {
             .connect()
             .await
             .map_err(|error| ClientError::Unreachable { url: url.to_owned(), reason: root_cause(&error) })?;
-        Ok(Self { channel, url: url.to_owned() })
+        Ok(Self { channel: InterceptedService::new(channel, bearer), url: url.to_owned() })
     }
 
     /// The coordinator's URL.
@@ -145,19 +159,25 @@ impl Client {
         self.unary(request, |channel, request| async move { jobs(channel).explain_job(request).await }).await
     }
 
-    /// The newest `limit` jobs in one of `states` (empty: any), newest first.
+    /// The newest `limit` jobs in one of `states` (empty: any) and of `tenant` (empty: any), newest first.
     ///
     /// # Errors
     /// Those of any call.
     pub async fn list_jobs(
         &self,
         states: &[pb::JobState],
+        tenant: &str,
         limit: usize,
     ) -> Result<Vec<pb::Job>, ClientError> {
         let states: Vec<i32> = states.iter().map(|&state| state.into()).collect();
         let page_size = i32::try_from(limit).unwrap_or(PAGE).min(PAGE);
         pages(limit, |page_token| {
-            let request = pb::ListJobsRequest { page_size, page_token, states: states.clone() };
+            let request = pb::ListJobsRequest {
+                page_size,
+                page_token,
+                states: states.clone(),
+                tenant: tenant.to_owned(),
+            };
             async {
                 let page = self
                     .unary(request, |channel, request| async move { jobs(channel).list_jobs(request).await })
@@ -248,7 +268,7 @@ impl Client {
     pub(crate) async fn unary<Req, Resp, F>(
         &self,
         request: Req,
-        send: impl Fn(Channel, Request<Req>) -> F,
+        send: impl Fn(Line, Request<Req>) -> F,
     ) -> Result<Resp, ClientError>
     where
         Req: Clone,
@@ -262,13 +282,28 @@ impl Client {
         answer.await.map(Response::into_inner).map_err(|status| self.error(&status))
     }
 
+    /// Makes one call that must not be repeated, with a deadline.
+    pub(crate) async fn once<Req, Resp, F>(
+        &self,
+        request: Req,
+        send: impl FnOnce(Line, Request<Req>) -> F,
+    ) -> Result<Resp, ClientError>
+    where
+        F: Future<Output = Result<Response<Resp>, Status>>,
+    {
+        let mut request = Request::new(request);
+        request.set_timeout(CALL_DEADLINE);
+        let answer = send(self.channel.clone(), request).await;
+        answer.map(Response::into_inner).map_err(|status| self.error(&status))
+    }
+
     /// What a status from this coordinator means.
     pub(crate) fn error(&self, status: &Status) -> ClientError {
         ClientError::from_status(&self.url, status)
     }
 }
 
-pub(crate) fn jobs(channel: Channel) -> JobsClient<Channel> {
+pub(crate) fn jobs(channel: Line) -> JobsClient<Line> {
     JobsClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }
 

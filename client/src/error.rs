@@ -36,6 +36,9 @@ pub enum ClientError {
     /// Its state, or a quota, does not allow what was asked.
     #[error("{0}")]
     Refused(String),
+    /// No token was shown, or one that does not allow it.
+    #[error("{0}")]
+    Denied(String),
     /// The coordinator answered with another error.
     #[error("the coordinator answered {code:?}: {message}")]
     Server {
@@ -97,6 +100,7 @@ impl ClientError {
             Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted | Code::ResourceExhausted => {
                 Self::Refused(message)
             }
+            Code::Unauthenticated | Code::PermissionDenied => Self::Denied(message),
             Code::Unavailable | Code::DeadlineExceeded => {
                 Self::Unreachable { url: url.to_owned(), reason: root_cause(status) }
             }
@@ -154,6 +158,7 @@ mod tests {
         assert!(matches!(of(Code::NotFound), ClientError::NotFound(m) if m == "why"));
         assert!(matches!(of(Code::FailedPrecondition), ClientError::Refused(_)));
         assert!(matches!(of(Code::ResourceExhausted), ClientError::Refused(_)));
+        assert!(matches!(of(Code::PermissionDenied), ClientError::Denied(_)));
         assert!(matches!(of(Code::Unavailable), ClientError::Unreachable { .. }));
         assert!(matches!(of(Code::Internal), ClientError::Server { code: Code::Internal, .. }));
     }

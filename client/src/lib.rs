@@ -4,7 +4,7 @@
 //! ```no_run
 //! # async fn example() -> Result<(), lorafleet::ClientError> {
 //! let client = lorafleet::Client::connect("http://127.0.0.1:7400").await?;
-//! for job in client.list_jobs(&[], 10).await? {
+//! for job in client.list_jobs(&[], "", 10).await? {
 //!     println!("{} is at step {}", job.name, job.step);
 //! }
 //! # Ok(())
@@ -23,6 +23,7 @@ mod names;
 mod remote_base;
 mod retry;
 mod sweeps;
+mod tenants;
 mod usage;
 mod watch;
 
@@ -35,7 +36,7 @@ pub use hub::{Hub, HubBase, HubConfig, HubError};
 pub use job_file::{JobFile, Sent};
 pub use lorafleet_proto::v1 as pb;
 pub use lorafleet_spec::FieldError;
-pub use names::{checkpoint_name, job_name, short_id, sweep_name};
+pub use names::{checkpoint_name, job_name, short_id, sweep_name, tenant_name, token_name};
 pub use sweeps::{SweepFile, is_over};
 pub use usage::UsageQuery;
 pub use watch::{Update, Watch, is_terminal};

@@ -1,6 +1,6 @@
 //! Resource names as people type them, turned into the API's.
 
-use lorafleet_spec::FieldError;
+use lorafleet_spec::{FieldError, TENANT_NAME_FORM, is_tenant_name};
 
 use crate::error::ClientError;
 
@@ -27,6 +27,35 @@ pub fn sweep_name(typed: &str) -> Result<String, ClientError> {
         return Err(invalid("SWEEP", message));
     }
     Ok(format!("sweeps/{id}"))
+}
+
+/// The resource name of a tenant (`tenants/x`) from what a user typed: `x` or `tenants/x`.
+///
+/// # Errors
+/// `Invalid` when it is none.
+pub fn tenant_name(typed: &str) -> Result<String, ClientError> {
+    let name = typed.strip_prefix("tenants/").unwrap_or(typed);
+    if !is_tenant_name(name) {
+        return Err(invalid("TENANT", format!("'{typed}' is not a tenant; its name has {TENANT_NAME_FORM}")));
+    }
+    Ok(format!("tenants/{name}"))
+}
+
+/// The resource name of a token, which `lorafleet token list` shows: `tenants/{tenant}/tokens/{id}`, or `{tenant}/{id}`.
+///
+/// # Errors
+/// `Invalid` when it is none.
+pub fn token_name(typed: &str) -> Result<String, ClientError> {
+    let short = typed.strip_prefix("tenants/").unwrap_or(typed);
+    let parts = short.split_once("/tokens/").or_else(|| short.split_once('/'));
+    let good = |id: &str| !id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    match parts {
+        Some((tenant, id)) if good(id) => Ok(format!("{}/tokens/{id}", tenant_name(tenant)?)),
+        _ => {
+            let message = format!("'{typed}' is not a token's name; `lorafleet token list` shows them");
+            Err(invalid("TOKEN", message))
+        }
+    }
 }
 
 /// The resource name of a checkpoint from what a user typed: its id within `job`, or its whole name.

@@ -6,10 +6,9 @@ use lorafleet_spec::{
     FieldError,
     sweep::{Sweep, expand, parse_sweep},
 };
-use tonic::transport::Channel;
 
 use crate::{
-    client::{Client, PAGE, pages},
+    client::{Client, Line, PAGE, pages},
     error::ClientError,
     job_file::JobFile,
     pb::{self, sweeps_client::SweepsClient},
@@ -126,6 +125,6 @@ impl Client {
     }
 }
 
-fn sweeps(channel: Channel) -> SweepsClient<Channel> {
+fn sweeps(channel: Line) -> SweepsClient<Line> {
     SweepsClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
 }

@@ -1,6 +1,6 @@
 //! The coordinator's configuration: flags, each with its environment variable, loopback by default.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use lorafleet_telemetry::LogFormat;
@@ -64,6 +64,14 @@ pub struct Config {
     /// A job that could use more workers than it needs waits this long, so that others may share them.
     #[arg(long, env = "LORAFLEET_GATHER", default_value = "300ms", value_parser = humantime::parse_duration)]
     pub gather: Duration,
+
+    /// Ask a token of every call. Without this, who shows none may do everything, in the tenant `default`.
+    #[arg(long, env = "LORAFLEET_REQUIRE_TOKENS")]
+    pub require_tokens: bool,
+
+    /// Holds the token of a first admin; a file that is not there is made, with a new one.
+    #[arg(long, env = "LORAFLEET_BOOTSTRAP_TOKEN", value_name = "FILE")]
+    pub bootstrap_token: Option<PathBuf>,
 
     /// Threads that serve.
     #[arg(long, env = "LORAFLEET_COORDINATOR_THREADS", default_value_t = 2,

@@ -17,6 +17,7 @@ use crate::{
     leader::Leader,
     sweeper::Sweeper,
     tenants::Directory,
+    tokens::{self, BootstrapError, Keys},
 };
 
 /// The loops may take this long to end.
@@ -31,6 +32,9 @@ pub enum RunError {
     /// The object store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is no first token.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
     /// The listener broke.
     #[error("the API stopped serving: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -48,6 +52,9 @@ pub async fn run(
     let store = Store::open(&config.store)?;
     store.probe_writable().await?;
     let pool = db::connect(&config.db()).await?;
+    if let Some(file) = &config.bootstrap_token {
+        tokens::bootstrap(&pool, file).await?;
+    }
     let hub = Hub::new();
     // The loops end when serving ends, for whatever reason.
     let loops = shutdown.child_token();
@@ -61,9 +68,18 @@ pub async fn run(
         info!(%address, store = config.store, "coordinator ready");
     }
     let terms = Terms { heartbeat: config.heartbeat, lease: config.lease, store_url: config.store.clone() };
-    let tenants = Directory::new(pool.clone());
-    let poll = config.poll;
-    let services = Services { pool: pool.clone(), store, hub, conductor, tenants, terms, poll, shutdown };
+    let services = Services {
+        pool: pool.clone(),
+        store,
+        hub,
+        conductor,
+        tenants: Directory::new(pool.clone()),
+        tokens: Keys::new(pool.clone()),
+        require_tokens: config.require_tokens,
+        terms,
+        poll: config.poll,
+        shutdown,
+    };
     let served = api::serve(listener, services).await;
     loops.cancel();
     let ended = async {

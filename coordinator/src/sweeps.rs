@@ -6,5 +6,5 @@ mod read;
 mod rows;
 
 pub use advance::{advance, cancel_children};
-pub use read::{children, get, list};
+pub use read::{children, exists, get, list};
 pub use rows::{CancelSweepError, Created, NewSweep, by_request_id, cancel, create};

@@ -1,5 +1,7 @@
 //! API tokens: what lets a caller speak for a tenant. Of a secret only the sha256 is kept.
 
+mod bootstrap;
+mod keys;
 mod rows;
 mod secret;
 
@@ -10,6 +12,8 @@ use uuid::Uuid;
 
 use crate::{access::Role, ids::TenantId};
 
+pub use bootstrap::{BootstrapError, bootstrap};
+pub use keys::Keys;
 pub use rows::{NewToken, create, list, revoke};
 pub use secret::Secret;
 use secret::SecretDigest;

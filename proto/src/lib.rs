@@ -2,6 +2,8 @@
 //!
 //! Messages (de)serialize as canonical protobuf JSON too, which is what `--json` prints and Postgres keeps.
 
+pub mod bearer;
+
 /// Version 1 of the API.
 pub mod v1 {
     #![allow(missing_docs, clippy::all, clippy::unwrap_used)]

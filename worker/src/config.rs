@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, path::PathBuf, thread::available_parallelism, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lorafleet_proto::bearer::Bearer;
 use lorafleet_telemetry::LogFormat;
 
 use crate::collective::tcp::TcpOptions;
@@ -47,6 +48,11 @@ pub struct ServeArgs {
     /// The coordinator's URL.
     #[arg(long, env = "LORAFLEET_COORDINATOR", default_value = "http://127.0.0.1:7400", value_name = "URL")]
     pub coordinator: String,
+
+    /// A token of the role operator, where the coordinator asks for one.
+    #[arg(long, env = "LORAFLEET_TOKEN", hide_env_values = true, value_name = "TOKEN", default_value = "",
+          hide_default_value = true, value_parser = Bearer::new)]
+    pub token: Bearer,
 
     /// The worker's name, unique in the fleet; keep it over restarts. Default: the host's name and a number.
     #[arg(long, env = "LORAFLEET_WORKER_NAME")]

@@ -35,6 +35,7 @@ pub async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let name = args.name();
     let options = AgentOptions {
         coordinator: args.coordinator.clone(),
+        token: args.token.clone(),
         name: name.clone(),
         resources,
         collective_address: args.advertised(workshop.listener.local_address()),

@@ -12,7 +12,7 @@ Exit codes:
   2  the command line or the job file is not right; each mistake is printed
   3  there is no such job, checkpoint or file
   4  the coordinator (or the hub) cannot be reached
-  5  refused: the job's state or a quota does not allow it, or it was already done otherwise
+  5  refused: the job's state, a quota or the token does not allow it, or it was already done otherwise
   6  what was fetched is damaged
   70 anything else";
 
@@ -47,7 +47,7 @@ impl Exit {
                 Self::NotFound
             }
             Some(ClientError::Unreachable { .. }) => Self::Unreachable,
-            Some(ClientError::Refused(_)) => Self::Refused,
+            Some(ClientError::Refused(_) | ClientError::Denied(_)) => Self::Refused,
             Some(ClientError::Damaged { .. } | ClientError::Hub(HubError::Damaged { .. })) => Self::Damaged,
             Some(ClientError::Hub(HubError::NoModel { .. } | HubError::NoRevision { .. })) => Self::NotFound,
             Some(ClientError::Hub(HubError::Unreachable { .. } | HubError::Busy { .. })) => Self::Unreachable,

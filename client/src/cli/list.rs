@@ -11,6 +11,9 @@ pub struct Args {
     /// Only jobs in these states.
     #[arg(long, value_delimiter = ',', value_name = "STATES")]
     state: Vec<State>,
+    /// Only jobs of this tenant.
+    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
+    tenant: String,
     /// At most this many.
     #[arg(long, default_value_t = 50, value_name = "N")]
     limit: usize,
@@ -44,7 +47,7 @@ impl From<State> for pb::JobState {
 
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let states: Vec<pb::JobState> = args.state.iter().map(|&state| state.into()).collect();
-    let jobs = fleet.connect().await?.list_jobs(&states, args.limit).await?;
+    let jobs = fleet.connect().await?.list_jobs(&states, &args.tenant, args.limit).await?;
     if args.json {
         output::json(&pb::ListJobsResponse { jobs, ..Default::default() })?;
         return Ok(Exit::Done);
@@ -52,7 +55,11 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     if jobs.is_empty() {
         eprintln!(
             "no jobs{}",
-            if args.state.is_empty() { "; start one with `lorafleet submit FILE`" } else { "" }
+            if args.state.is_empty() && args.tenant.is_empty() {
+                "; start one with `lorafleet submit FILE`"
+            } else {
+                ""
+            }
         );
         return Ok(Exit::Done);
     }

@@ -18,6 +18,8 @@ mod pause;
 mod resume;
 mod submit;
 mod sweep;
+mod tenant;
+mod token;
 mod transfer;
 mod usage;
 mod validate;
@@ -45,6 +47,17 @@ pub struct Cli {
         default_value_t = format!("http://127.0.0.1:{DEFAULT_PORT}")
     )]
     coordinator: String,
+    /// The token to show it, where it asks for one.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "LORAFLEET_TOKEN",
+        hide_env_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    token: String,
     #[command(subcommand)]
     command: Command,
 }
@@ -77,6 +90,10 @@ enum Command {
     Download(download::Args),
     /// Many jobs of one file that differ in a few fields.
     Sweep(sweep::Args),
+    /// Whose jobs are whose, and what each may use.
+    Tenant(tenant::Args),
+    /// What lets callers speak for a tenant.
+    Token(token::Args),
     /// List the fleet's workers.
     Workers(workers::Args),
     /// Say who used how much of the fleet.
@@ -96,7 +113,7 @@ enum Command {
 /// # Errors
 /// Whatever keeps it from being done; [`Exit::of`] knows what that means to a script.
 pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
-    let fleet = Fleet { url: cli.coordinator };
+    let fleet = Fleet { url: cli.coordinator, token: cli.token };
     match cli.command {
         Command::Up(args) => crate::up::run(args).await,
         Command::Submit(args) => submit::run(args, &fleet).await,
@@ -111,6 +128,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Checkpoints(args) => checkpoints::run(args, &fleet).await,
         Command::Download(args) => download::run(args, &fleet).await,
         Command::Sweep(args) => sweep::run(args, &fleet).await,
+        Command::Tenant(args) => tenant::run(args, &fleet).await,
+        Command::Token(args) => token::run(args, &fleet).await,
         Command::Workers(args) => workers::run(args, &fleet).await,
         Command::Usage(args) => usage::run(args, &fleet).await,
         Command::Validate(args) => validate::run(&args),
@@ -121,9 +140,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<Exit> {
 }
 
 /// The fleet that commands speak to.
-#[derive(Debug)]
 pub struct Fleet {
     url: String,
+    token: String,
 }
 
 impl Fleet {
@@ -132,7 +151,7 @@ impl Fleet {
     /// # Errors
     /// As [`Client::connect`].
     pub async fn connect(&self) -> Result<Client, ClientError> {
-        Client::connect(&self.url).await
+        Client::connect_with_token(&self.url, &self.token).await
     }
 }
 

@@ -64,6 +64,9 @@ pub fn event_line(event: &pb::JobEvent) -> String {
 pub fn describe_job(job: &pb::Job, attempts: &[pb::Attempt]) -> String {
     let spec = job.spec.clone().unwrap_or_default();
     let mut facts = vec![("job", job.name.clone()), ("name", spec.display_name.clone())];
+    if !matches!(spec.tenant.as_str(), "" | "default") {
+        facts.push(("tenant", spec.tenant.clone()));
+    }
     let state = match job.state_message.as_str() {
         "" => state_name(job.state()).to_owned(),
         why => format!("{}: {why}", state_name(job.state())),

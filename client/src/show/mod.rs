@@ -13,5 +13,5 @@ pub use progress::Progress;
 pub use summary::{Adapter, summary};
 pub use sweep::{describe_sweep, sweep_line, sweep_state_name};
 pub use table::Table;
-pub use text::{age, bytes, duration, number};
+pub use text::{age, bytes, date, duration, number};
 pub use usage::usage_table;

@@ -12,12 +12,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
 /// What a local fleet must not take from the environment: it has its own database, store and addresses.
-const NOT_OURS: [&str; 7] = [
+const NOT_OURS: [&str; 10] = [
     "LORAFLEET_DATABASE_DIRECT_URL",
     "LORAFLEET_WORKER_STORE",
     "LORAFLEET_COLLECTIVE_ADVERTISE",
     "LORAFLEET_WORKER_DEVICE",
     "LORAFLEET_WORKERS_ON_MACHINE",
+    "LORAFLEET_TOKEN",
+    "LORAFLEET_REQUIRE_TOKENS",
+    "LORAFLEET_BOOTSTRAP_TOKEN",
     "DATABASE_URL",
     "PGHOST",
 ];

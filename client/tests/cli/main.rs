@@ -9,6 +9,7 @@ mod hub;
 mod jobs;
 mod mirror;
 mod submit;
+mod tenants;
 mod watch;
 
 use std::{path::Path, process::Output};

@@ -13,11 +13,13 @@ use std::time::Duration;
 use futures::Stream;
 use lorafleet_proto::v1 as pb;
 use lorafleet_store::Store;
+use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
 use self::place::Place;
 use super::error::ApiError;
+use crate::{access::Caller, db::within, ids::JobId, queue};
 
 /// Bytes of one chunk, in either direction.
 pub(crate) const CHUNK: usize = 1 << 20;
@@ -32,13 +34,14 @@ const TURN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct ArtifactsService {
     store: Store,
+    pool: PgPool,
     uploads: Arc<Semaphore>,
 }
 
 impl ArtifactsService {
-    /// A service that reads and writes this store.
-    pub fn new(store: Store) -> Self {
-        Self { store, uploads: Arc::new(Semaphore::new(UPLOADS)) }
+    /// A service that reads and writes this store; the database tells whose a job is.
+    pub fn new(store: Store, pool: PgPool) -> Self {
+        Self { store, pool, uploads: Arc::new(Semaphore::new(UPLOADS)) }
     }
 
     /// As a gRPC service, with its limit of message sizes.
@@ -46,8 +49,25 @@ impl ArtifactsService {
         pb::artifacts_server::ArtifactsServer::new(self).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
-    async fn stat(&self, request: pb::StatArtifactRequest) -> Result<pb::StatArtifactResponse, ApiError> {
-        let place = Place::parse("artifact", request.artifact)?;
+    /// The place that a caller names. Checkpoints of another tenant's jobs are not there, for a caller that speaks for one
+    /// only. Data sets and bases belong to whoever knows their digest.
+    async fn place_of(&self, caller: &Caller, artifact: Option<pb::ArtifactRef>) -> Result<Place, ApiError> {
+        let place = Place::parse("artifact", artifact)?;
+        if let (Some(tenant), Place::Checkpoint { job, .. }) = (caller.scope(), &place) {
+            let job = JobId::from_name(&format!("jobs/{job}")).map_err(|e| ApiError::name("artifact", &e))?;
+            if !within(queue::belongs(&self.pool, job, tenant)).await? {
+                return Err(download::not_found(&place));
+            }
+        }
+        Ok(place)
+    }
+
+    async fn stat(
+        &self,
+        caller: &Caller,
+        request: pb::StatArtifactRequest,
+    ) -> Result<pb::StatArtifactResponse, ApiError> {
+        let place = self.place_of(caller, request.artifact).await?;
         let size = self.store.size(&place.path()).await?;
         Ok(pb::StatArtifactResponse { present: size.is_some(), size_bytes: size.unwrap_or_default() })
     }
@@ -71,7 +91,8 @@ impl pb::artifacts_server::Artifacts for ArtifactsService {
         &self,
         request: Request<pb::StatArtifactRequest>,
     ) -> Result<Response<pb::StatArtifactResponse>, Status> {
-        Ok(Response::new(self.stat(request.into_inner()).await?))
+        let caller = Caller::of(&request)?;
+        Ok(Response::new(self.stat(&caller, request.into_inner()).await?))
     }
 
     async fn upload_file(
@@ -94,7 +115,8 @@ impl pb::artifacts_server::Artifacts for ArtifactsService {
         &self,
         request: Request<pb::DownloadFileRequest>,
     ) -> Result<Response<Self::DownloadFileStream>, Status> {
-        let place = Place::parse("artifact", request.into_inner().artifact)?;
+        let caller = Caller::of(&request)?;
+        let place = self.place_of(&caller, request.into_inner().artifact).await?;
         let stream = download::send(&self.store, &place).await?;
         Ok(Response::new(Box::pin(stream)))
     }

@@ -7,7 +7,9 @@ use lorafleet_store::StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{check::CheckError, db::DbError, gang::ChangeError, ids::NameError, quota::AdmitError};
+use crate::{
+    access::Refusal, check::CheckError, db::DbError, gang::ChangeError, ids::NameError, quota::AdmitError,
+};
 
 /// Domain of every ErrorInfo.
 pub const DOMAIN: &str = "lorafleet.dev";
@@ -44,6 +46,9 @@ pub enum ApiError {
         /// The job that it made.
         job: String,
     },
+    /// The caller may not do this.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The state does not allow it.
     #[error("{message}")]
     Precondition {
@@ -152,6 +157,10 @@ impl From<ApiError> for Status {
             ApiError::DataLoss { reason, .. } => with_info(Code::DataLoss, message, reason),
             ApiError::Exhausted { reason, .. } => with_info(Code::ResourceExhausted, message, reason),
             ApiError::Late { .. } => with_info(Code::DeadlineExceeded, message, "CLIENT_SILENT"),
+            ApiError::Refused(refusal) => {
+                let (code, reason) = refused(&refusal);
+                with_info(code, message, reason)
+            }
             ApiError::Stream(status) => status,
             ApiError::Store(StoreError::Damaged { .. }) => {
                 with_info(Code::DataLoss, message, "ARTIFACT_DAMAGED")
@@ -161,6 +170,17 @@ impl From<ApiError> for Status {
             ApiError::Store(error) => internal(&error),
             ApiError::Db(error) => internal(&error),
         }
+    }
+}
+
+fn refused(refusal: &Refusal) -> (Code, &'static str) {
+    match refusal {
+        Refusal::NoToken(_) => (Code::Unauthenticated, "TOKEN_REQUIRED"),
+        Refusal::Garbage | Refusal::Unknown => (Code::Unauthenticated, "TOKEN_UNKNOWN"),
+        Refusal::Revoked { .. } => (Code::Unauthenticated, "TOKEN_REVOKED"),
+        Refusal::Expired { .. } => (Code::Unauthenticated, "TOKEN_EXPIRED"),
+        Refusal::RoleTooLow { .. } => (Code::PermissionDenied, "ROLE_TOO_LOW"),
+        Refusal::OtherTenant { .. } => (Code::PermissionDenied, "OTHER_TENANT"),
     }
 }
 

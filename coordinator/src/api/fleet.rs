@@ -1,6 +1,7 @@
 //! The Fleet service: registration, one stream a worker, the list of workers.
 
 use std::{
+    collections::HashSet,
     pin::Pin,
     time::{Duration, Instant},
 };
@@ -15,12 +16,13 @@ use tracing::{info, warn};
 
 use super::{Services, error::ApiError, page::Page};
 use crate::{
+    access::Caller,
     db::within,
     fleet,
     hub::{self, Outbound, Seat},
-    ids::WorkerId,
+    ids::{JobId, TenantId, WorkerId},
     intake::{Intake, IntakeError},
-    scheduler,
+    queue, scheduler,
 };
 
 /// The first message of a stream must come within this time.
@@ -55,7 +57,11 @@ impl FleetService {
         })
     }
 
-    async fn list(&self, request: pb::ListWorkersRequest) -> Result<pb::ListWorkersResponse, ApiError> {
+    async fn list(
+        &self,
+        caller: &Caller,
+        request: pb::ListWorkersRequest,
+    ) -> Result<pb::ListWorkersResponse, ApiError> {
         let page = Page::read(request.page_size, &request.page_token, "workers")?;
         let after = match &page.after {
             None => (false, 0),
@@ -63,10 +69,26 @@ impl FleetService {
         };
         let mut rows = within(fleet::list(&self.services.pool, after, page.read_size())).await?;
         let next_page_token = page.cut(&mut rows, |row| format!("{}:{}", u8::from(row.gone), row.number));
-        Ok(pb::ListWorkersResponse {
-            workers: rows.into_iter().map(|row| row.message).collect(),
-            next_page_token,
-        })
+        let mut workers: Vec<_> = rows.into_iter().map(|row| row.message).collect();
+        if let Some(tenant) = caller.scope() {
+            self.hide_jobs(&mut workers, tenant).await?;
+        }
+        Ok(pb::ListWorkersResponse { workers, next_page_token })
+    }
+
+    /// Leaves only the jobs of one tenant; what the others run is their own affair.
+    async fn hide_jobs(&self, workers: &mut [pb::Worker], tenant: TenantId) -> Result<(), ApiError> {
+        let jobs: Vec<JobId> = workers
+            .iter()
+            .flat_map(|worker| &worker.jobs)
+            .filter_map(|job| JobId::from_name(job).ok())
+            .collect();
+        let own = within(queue::states(&self.services.pool, &jobs, Some(tenant))).await?;
+        let own: HashSet<String> = own.into_iter().map(|(job, _)| job.name()).collect();
+        for worker in workers {
+            worker.jobs.retain(|job| own.contains(job));
+        }
+        Ok(())
     }
 }
 
@@ -244,6 +266,7 @@ impl pb::fleet_server::Fleet for FleetService {
         &self,
         request: Request<pb::ListWorkersRequest>,
     ) -> Answer<pb::ListWorkersResponse> {
-        Ok(Response::new(self.list(request.into_inner()).await?))
+        let caller = Caller::of(&request)?;
+        Ok(Response::new(self.list(&caller, request.into_inner()).await?))
     }
 }

@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, error::ApiError, page::Page};
 use crate::{
+    access::Caller,
     check::Checker,
     checkpoints,
     db::{DbError, within},
@@ -26,6 +27,17 @@ pub struct JobsService {
 }
 
 impl JobsService {
+    /// The job of this name. Another tenant's is not there, for a caller that speaks for one only.
+    pub(super) async fn job_of(&self, caller: &Caller, field: &str, name: &str) -> Result<JobId, ApiError> {
+        let job = JobId::from_name(name).map_err(|error| ApiError::name(field, &error))?;
+        match caller.scope() {
+            Some(tenant) if !within(queue::belongs(&self.services.pool, job, tenant)).await? => {
+                Err(not_found(job))
+            }
+            _ => Ok(job),
+        }
+    }
+
     pub(super) async fn get(&self, job: JobId) -> Result<pb::Job, ApiError> {
         let pool = &self.services.pool;
         let read = async {
@@ -35,20 +47,25 @@ impl JobsService {
         within(read).await?.ok_or_else(|| not_found(job))
     }
 
-    async fn list(&self, request: pb::ListJobsRequest) -> Result<pb::ListJobsResponse, ApiError> {
+    async fn list(
+        &self,
+        caller: &Caller,
+        request: pb::ListJobsRequest,
+    ) -> Result<pb::ListJobsResponse, ApiError> {
         let states = read_states(&request.states)?;
-        let list = format!("jobs?{:?}", request.states);
+        let tenant = self.services.tenant_filter(caller, &request.tenant).await?;
+        let list = format!("jobs?{:?}&{tenant:?}", request.states);
         let page = Page::read(request.page_size, &request.page_token, list)?;
         let before = page.after_number()?.unwrap_or(i64::MAX);
         let pool = &self.services.pool;
-        let mut rows = within(queue::list(pool, before, &states, page.read_size())).await?;
+        let mut rows = within(queue::list(pool, before, &states, tenant, page.read_size())).await?;
         let next_page_token = page.cut(&mut rows, |row| row.number.to_string());
         let jobs = within(JobRow::messages(pool, rows)).await?;
         Ok(pb::ListJobsResponse { jobs, next_page_token })
     }
 
-    async fn cancel(&self, name: &str) -> Result<pb::Job, ApiError> {
-        let job = job_name("name", name)?;
+    async fn cancel(&self, caller: &Caller, name: &str) -> Result<pb::Job, ApiError> {
+        let job = self.job_of(caller, "name", name).await?;
         within(gang::cancel(&self.services.pool, job)).await?;
         let hub = &self.services.hub;
         hub.job_changed(job);
@@ -56,9 +73,14 @@ impl JobsService {
         self.get(job).await
     }
 
-    async fn attempts(&self, request: pb::ListAttemptsRequest) -> Result<pb::ListAttemptsResponse, ApiError> {
-        let (job, page) =
-            self.sub_list(&request.parent, "attempts", request.page_size, &request.page_token).await?;
+    async fn attempts(
+        &self,
+        caller: &Caller,
+        request: pb::ListAttemptsRequest,
+    ) -> Result<pb::ListAttemptsResponse, ApiError> {
+        let (job, page) = self
+            .sub_list(caller, &request.parent, "attempts", request.page_size, &request.page_token)
+            .await?;
         let after = page.after_number()?.unwrap_or(0);
         let read = queue::list_attempts(&self.services.pool, job, after, page.read_size());
         let mut attempts = within(read).await?;
@@ -66,9 +88,13 @@ impl JobsService {
         Ok(pb::ListAttemptsResponse { attempts, next_page_token })
     }
 
-    async fn events(&self, request: pb::ListEventsRequest) -> Result<pb::ListEventsResponse, ApiError> {
+    async fn events(
+        &self,
+        caller: &Caller,
+        request: pb::ListEventsRequest,
+    ) -> Result<pb::ListEventsResponse, ApiError> {
         let (job, page) =
-            self.sub_list(&request.parent, "events", request.page_size, &request.page_token).await?;
+            self.sub_list(caller, &request.parent, "events", request.page_size, &request.page_token).await?;
         let after = page.after_number()?.unwrap_or(0);
         let mut events = within(events::list(&self.services.pool, job, after, page.read_size())).await?;
         let next_page_token = page.cut(&mut events, |event| event.number.to_string());
@@ -77,10 +103,12 @@ impl JobsService {
 
     async fn checkpoints(
         &self,
+        caller: &Caller,
         request: pb::ListCheckpointsRequest,
     ) -> Result<pb::ListCheckpointsResponse, ApiError> {
-        let (job, page) =
-            self.sub_list(&request.parent, "checkpoints", request.page_size, &request.page_token).await?;
+        let (job, page) = self
+            .sub_list(caller, &request.parent, "checkpoints", request.page_size, &request.page_token)
+            .await?;
         // A checkpoint's id begins with its step, so the ids sort as the list does.
         let before = page.after.as_deref();
         let read = checkpoints::list(&self.services.pool, job, before, page.read_size());
@@ -92,10 +120,11 @@ impl JobsService {
 
     async fn points(
         &self,
+        caller: &Caller,
         request: pb::ListMetricPointsRequest,
     ) -> Result<pb::ListMetricPointsResponse, ApiError> {
         let (job, page) =
-            self.sub_list(&request.parent, "points", request.page_size, &request.page_token).await?;
+            self.sub_list(caller, &request.parent, "points", request.page_size, &request.page_token).await?;
         let after = page.after_number()?.unwrap_or(-1);
         let mut points = within(points::list(&self.services.pool, job, after, page.read_size())).await?;
         let next_page_token = page.cut(&mut points, |point| point.step.to_string());
@@ -105,20 +134,17 @@ impl JobsService {
     /// The job and page of a list below a job, once the job is known to exist.
     async fn sub_list(
         &self,
+        caller: &Caller,
         parent: &str,
         list: &str,
         size: i32,
         token: &str,
     ) -> Result<(JobId, Page), ApiError> {
-        let job = job_name("parent", parent)?;
+        let job = self.job_of(caller, "parent", parent).await?;
         let page = Page::read(size, token, format!("{parent}/{list}"))?;
         let exists = within(queue::exists(&self.services.pool, job)).await?;
         if exists { Ok((job, page)) } else { Err(not_found(job)) }
     }
-}
-
-pub(super) fn job_name(field: &str, name: &str) -> Result<JobId, ApiError> {
-    JobId::from_name(name).map_err(|error| ApiError::name(field, &error))
 }
 
 pub(super) fn not_found(job: JobId) -> ApiError {
@@ -150,26 +176,29 @@ impl pb::jobs_server::Jobs for JobsService {
     type WatchJobStream = ReceiverStream<Result<pb::WatchJobResponse, Status>>;
 
     async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Answer<pb::Job> {
-        answer(self.create(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.create(&caller, request.into_inner()).await)
     }
 
     async fn create_jobs(&self, request: Request<pb::CreateJobsRequest>) -> Answer<pb::CreateJobsResponse> {
-        answer(self.create_all(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.create_all(&caller, request.into_inner()).await)
     }
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Answer<pb::Job> {
-        let job = job_name("name", &request.get_ref().name)?;
+        let job = self.job_of(&Caller::of(&request)?, "name", &request.get_ref().name).await?;
         answer(self.get(job).await)
     }
 
     async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Answer<pb::ListJobsResponse> {
-        answer(self.list(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.list(&caller, request.into_inner()).await)
     }
 
     async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Answer<Self::WatchJobStream> {
-        let request = request.into_inner();
-        let job = job_name("name", &request.name)?;
+        let job = self.job_of(&Caller::of(&request)?, "name", &request.get_ref().name).await?;
         self.get(job).await?;
+        let request = request.into_inner();
         let Services { pool, hub, poll, shutdown, .. } = self.services.clone();
         let (outbox, updates) = mpsc::channel(watch::OUTBOX);
         let watcher = Watcher::new(pool, job, &request, outbox, poll);
@@ -183,43 +212,47 @@ impl pb::jobs_server::Jobs for JobsService {
     }
 
     async fn cancel_job(&self, request: Request<pb::CancelJobRequest>) -> Answer<pb::Job> {
-        answer(self.cancel(&request.get_ref().name).await)
+        answer(self.cancel(&Caller::of(&request)?, &request.get_ref().name).await)
     }
 
     async fn pause_job(&self, request: Request<pb::PauseJobRequest>) -> Answer<pb::Job> {
-        answer(self.pause(&request.get_ref().name).await)
+        answer(self.pause(&Caller::of(&request)?, &request.get_ref().name).await)
     }
 
     async fn resume_job(&self, request: Request<pb::ResumeJobRequest>) -> Answer<pb::Job> {
-        answer(self.resume(&request.get_ref().name).await)
+        answer(self.resume(&Caller::of(&request)?, &request.get_ref().name).await)
     }
 
     async fn explain_job(&self, request: Request<pb::ExplainJobRequest>) -> Answer<pb::ExplainJobResponse> {
-        answer(self.explain(&request.get_ref().name).await)
+        answer(self.explain(&Caller::of(&request)?, &request.get_ref().name).await)
     }
 
     async fn list_attempts(
         &self,
         request: Request<pb::ListAttemptsRequest>,
     ) -> Answer<pb::ListAttemptsResponse> {
-        answer(self.attempts(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.attempts(&caller, request.into_inner()).await)
     }
 
     async fn list_events(&self, request: Request<pb::ListEventsRequest>) -> Answer<pb::ListEventsResponse> {
-        answer(self.events(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.events(&caller, request.into_inner()).await)
     }
 
     async fn list_checkpoints(
         &self,
         request: Request<pb::ListCheckpointsRequest>,
     ) -> Answer<pb::ListCheckpointsResponse> {
-        answer(self.checkpoints(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.checkpoints(&caller, request.into_inner()).await)
     }
 
     async fn list_metric_points(
         &self,
         request: Request<pb::ListMetricPointsRequest>,
     ) -> Answer<pb::ListMetricPointsResponse> {
-        answer(self.points(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.points(&caller, request.into_inner()).await)
     }
 }

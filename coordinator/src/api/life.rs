@@ -4,9 +4,10 @@ use lorafleet_proto::v1 as pb;
 
 use super::{
     error::ApiError,
-    jobs::{JobsService, job_name, not_found},
+    jobs::{JobsService, not_found},
 };
 use crate::{
+    access::Caller,
     db::{DbError, within},
     explain, gang,
     ids::JobId,
@@ -14,22 +15,26 @@ use crate::{
 };
 
 impl JobsService {
-    pub(super) async fn pause(&self, name: &str) -> Result<pb::Job, ApiError> {
-        let job = job_name("name", name)?;
+    pub(super) async fn pause(&self, caller: &Caller, name: &str) -> Result<pb::Job, ApiError> {
+        let job = self.job_of(caller, "name", name).await?;
         within(gang::pause(&self.services.pool, job)).await?;
         self.changed(job);
         self.get(job).await
     }
 
-    pub(super) async fn resume(&self, name: &str) -> Result<pb::Job, ApiError> {
-        let job = job_name("name", name)?;
+    pub(super) async fn resume(&self, caller: &Caller, name: &str) -> Result<pb::Job, ApiError> {
+        let job = self.job_of(caller, "name", name).await?;
         within(gang::resume(&self.services.pool, job)).await?;
         self.changed(job);
         self.get(job).await
     }
 
-    pub(super) async fn explain(&self, name: &str) -> Result<pb::ExplainJobResponse, ApiError> {
-        let id = job_name("name", name)?;
+    pub(super) async fn explain(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<pb::ExplainJobResponse, ApiError> {
+        let id = self.job_of(caller, "name", name).await?;
         let job = self.get(id).await?;
         let pool = &self.services.pool;
         let read = async {

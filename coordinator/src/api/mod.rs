@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
-use crate::{check::Checker, gang::Conductor, hub::Hub, tenants::Directory};
+use crate::{access::Gate, check::Checker, gang::Conductor, hub::Hub, tenants::Directory, tokens::Keys};
 
 /// Requests that one connection may have open.
 const STREAMS_PER_CONNECTION: u32 = 1024;
@@ -50,6 +50,10 @@ pub struct Services {
     pub conductor: Conductor,
     /// Tenants by name.
     pub tenants: Arc<Directory>,
+    /// Tokens by their secrets.
+    pub tokens: Arc<Keys>,
+    /// Whether each call needs a token.
+    pub require_tokens: bool,
     /// What workers are told at registration.
     pub terms: Terms,
     /// Watchers look at their job this often without a hint.
@@ -94,7 +98,8 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
     let checker = Checker::new(services.store.clone());
     let sweeps = sweeps::SweepsService { services: services.clone(), checker: checker.clone() };
     let jobs = jobs::JobsService { services: services.clone(), checker };
-    let artifacts = artifacts::ArtifactsService::new(services.store.clone());
+    let artifacts = artifacts::ArtifactsService::new(services.store.clone(), services.pool.clone());
+    let gate = Gate::new(services.tokens.clone(), services.require_tokens);
     let tenants = tenants::TenantsService { services: services.clone() };
     let usage = usage::UsageService { services: services.clone() };
     let fleet = fleet::FleetService { services };
@@ -104,6 +109,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .tcp_nodelay(true)
         .layer(counted::Counting)
+        .layer(gate)
         .add_service(health_service)
         .add_service(reflection)
         .add_service(pb::jobs_server::JobsServer::new(jobs))

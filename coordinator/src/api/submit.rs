@@ -13,6 +13,7 @@ use super::{
     tenants::{fill_tenant, tenant_gone},
 };
 use crate::{
+    access::Caller,
     check::CheckError,
     db::within,
     ids::JobId,
@@ -24,14 +25,20 @@ use crate::{
 const MAX_JOBS: usize = 1000;
 
 impl JobsService {
-    pub(super) async fn create(&self, request: pb::CreateJobRequest) -> Result<pb::Job, ApiError> {
+    pub(super) async fn create(
+        &self,
+        caller: &Caller,
+        request: pb::CreateJobRequest,
+    ) -> Result<pb::Job, ApiError> {
         let spec = request.spec.ok_or_else(|| ApiError::field("spec", "is required"))?;
-        let jobs = self.submit(vec![spec], "spec", &request.request_id, request.validate_only).await?;
+        let (id, validate_only) = (request.request_id, request.validate_only);
+        let jobs = self.submit(caller, vec![spec], "spec", &id, validate_only).await?;
         jobs.into_iter().next().ok_or_else(|| ApiError::field("spec", "is required"))
     }
 
     pub(super) async fn create_all(
         &self,
+        caller: &Caller,
         request: pb::CreateJobsRequest,
     ) -> Result<pb::CreateJobsResponse, ApiError> {
         let pb::CreateJobsRequest { specs, request_id, validate_only } = request;
@@ -39,13 +46,14 @@ impl JobsService {
             let message = format!("has {} jobs; it must have 1 to {MAX_JOBS}", specs.len());
             return Err(ApiError::field("specs", message));
         }
-        let jobs = self.submit(specs, "specs", &request_id, validate_only).await?;
+        let jobs = self.submit(caller, specs, "specs", &request_id, validate_only).await?;
         Ok(pb::CreateJobsResponse { jobs })
     }
 
     /// `field` is where the request holds the jobs: `spec`, or `specs` with an index.
     async fn submit(
         &self,
+        caller: &Caller,
         mut specs: Vec<pb::JobSpec>,
         field: &str,
         request_id: &str,
@@ -55,9 +63,9 @@ impl JobsService {
             "" => None,
             text => Some(Uuid::parse_str(text).map_err(|_| ApiError::field("request_id", "is not a UUID"))?),
         };
-        for spec in &mut specs {
+        for (i, spec) in specs.iter_mut().enumerate() {
             fill_defaults(spec);
-            fill_tenant(spec);
+            fill_tenant(spec, caller, &path(field, i))?;
         }
         // A repeated request is answered from its jobs alone: what they name may be gone from the store by now.
         if let Some(first) = request.filter(|_| !validate_only)
@@ -72,7 +80,7 @@ impl JobsService {
             self.checker.check(spec).await.map_err(|error| in_spec(error, &path))?;
             self.services.tenant_of(spec, &path).await?;
         }
-        self.check_after(&specs, field, &ids).await?;
+        self.check_after(caller, &specs, field, &ids).await?;
         if validate_only {
             return Ok(specs
                 .into_iter()
@@ -130,7 +138,13 @@ impl JobsService {
     }
 
     /// Jobs that others come after must be there, and must not have ended badly.
-    async fn check_after(&self, specs: &[pb::JobSpec], field: &str, own: &[JobId]) -> Result<(), ApiError> {
+    async fn check_after(
+        &self,
+        caller: &Caller,
+        specs: &[pb::JobSpec],
+        field: &str,
+        own: &[JobId],
+    ) -> Result<(), ApiError> {
         let mut named = Vec::new();
         for (i, spec) in specs.iter().enumerate() {
             for (j, name) in spec.queue.iter().flat_map(|queue| &queue.after).enumerate() {
@@ -145,7 +159,7 @@ impl JobsService {
             return Ok(());
         }
         let ids: Vec<JobId> = named.iter().map(|(_, job)| *job).collect();
-        let states = within(queue::states(&self.services.pool, &ids)).await?;
+        let states = within(queue::states(&self.services.pool, &ids, caller.scope())).await?;
         let mut errors = Vec::new();
         for (path, job) in named {
             match states.iter().find(|(known, _)| *known == job).map(|(_, state)| *state) {

@@ -15,6 +15,7 @@ use super::{
     tenants::{fill_tenant, tenant_gone},
 };
 use crate::{
+    access::Caller,
     check::{CheckError, Checker},
     db::within,
     ids::SweepId,
@@ -30,13 +31,13 @@ pub struct SweepsService {
 }
 
 impl SweepsService {
-    async fn create(&self, request: pb::CreateSweepRequest) -> Result<pb::Sweep, ApiError> {
+    async fn create(&self, caller: &Caller, request: pb::CreateSweepRequest) -> Result<pb::Sweep, ApiError> {
         let request_id = match request.request_id.as_str() {
             "" => None,
             text => Some(Uuid::parse_str(text).map_err(|_| ApiError::field("request_id", "is not a UUID"))?),
         };
         let mut spec = request.spec.ok_or_else(|| ApiError::field("spec", "is required"))?;
-        fill_tenant(&mut spec);
+        fill_tenant(&mut spec, caller, "spec")?;
         let sweep = request.sweep.ok_or_else(|| ApiError::field("sweep", "is required"))?;
         let pool = &self.services.pool;
         // A repeated request is answered from what is stored: what it names may be gone from the store by now.
@@ -88,6 +89,14 @@ impl SweepsService {
         Ok(expanded)
     }
 
+    /// The sweep of this name. Another tenant's is not there, for a caller that speaks for one only.
+    async fn sweep_of(&self, caller: &Caller, field: &str, name: &str) -> Result<SweepId, ApiError> {
+        let sweep = SweepId::from_name(name).map_err(|error| ApiError::name(field, &error))?;
+        let tenant = caller.scope().map(|_| caller.tenant_name());
+        let there = within(sweeps::exists(&self.services.pool, sweep, tenant)).await?;
+        if there { Ok(sweep) } else { Err(not_found(sweep)) }
+    }
+
     async fn get(&self, sweep: SweepId) -> Result<pb::Sweep, ApiError> {
         let pool = &self.services.pool;
         let read = async {
@@ -99,11 +108,17 @@ impl SweepsService {
         within(read).await?.ok_or_else(|| not_found(sweep))
     }
 
-    async fn list(&self, request: pb::ListSweepsRequest) -> Result<pb::ListSweepsResponse, ApiError> {
-        let page = Page::read(request.page_size, &request.page_token, "sweeps")?;
+    async fn list(
+        &self,
+        caller: &Caller,
+        request: pb::ListSweepsRequest,
+    ) -> Result<pb::ListSweepsResponse, ApiError> {
+        let tenant = caller.scope().map(|_| caller.tenant_name());
+        let list = format!("sweeps?{tenant:?}");
+        let page = Page::read(request.page_size, &request.page_token, list)?;
         let before = page.after_number()?.unwrap_or(i64::MAX);
         let pool = &self.services.pool;
-        let mut rows = within(sweeps::list(pool, before, page.read_size())).await?;
+        let mut rows = within(sweeps::list(pool, before, tenant, page.read_size())).await?;
         let next_page_token = page.cut(&mut rows, |row| row.number.to_string());
         let mut messages = Vec::with_capacity(rows.len());
         for row in rows {
@@ -114,21 +129,21 @@ impl SweepsService {
 
     async fn children(
         &self,
+        caller: &Caller,
         request: pb::ListSweepChildrenRequest,
     ) -> Result<pb::ListSweepChildrenResponse, ApiError> {
-        let sweep = sweep_name("parent", &request.parent)?;
+        let sweep = self.sweep_of(caller, "parent", &request.parent).await?;
         let list = format!("{}/children", request.parent);
         let page = Page::read(request.page_size, &request.page_token, list)?;
         let after = page.after_number()?.unwrap_or(0);
         let pool = &self.services.pool;
-        within(sweeps::get(pool, sweep)).await?.ok_or_else(|| not_found(sweep))?;
         let mut children = within(sweeps::children(pool, sweep, after, page.read_size())).await?;
         let next_page_token = page.cut(&mut children, |child| child.index.to_string());
         Ok(pb::ListSweepChildrenResponse { children, next_page_token })
     }
 
-    async fn cancel(&self, name: &str) -> Result<pb::Sweep, ApiError> {
-        let sweep = sweep_name("name", name)?;
+    async fn cancel(&self, caller: &Caller, name: &str) -> Result<pb::Sweep, ApiError> {
+        let sweep = self.sweep_of(caller, "name", name).await?;
         let pool = &self.services.pool;
         within(sweeps::cancel(pool, sweep)).await.map_err(|error| match error {
             CancelSweepError::NotFound => not_found(sweep),
@@ -158,10 +173,6 @@ fn in_request(errors: Vec<FieldError>) -> Vec<FieldError> {
     errors.into_iter().map(|error| FieldError::new(path(error.path), error.message)).collect()
 }
 
-fn sweep_name(field: &str, name: &str) -> Result<SweepId, ApiError> {
-    SweepId::from_name(name).map_err(|error| ApiError::name(field, &error))
-}
-
 fn not_found(sweep: SweepId) -> ApiError {
     ApiError::NotFound { what: sweep.name(), reason: "SWEEP_NOT_FOUND" }
 }
@@ -175,26 +186,29 @@ fn answer<T>(result: Result<T, ApiError>) -> Answer<T> {
 #[tonic::async_trait]
 impl pb::sweeps_server::Sweeps for SweepsService {
     async fn create_sweep(&self, request: Request<pb::CreateSweepRequest>) -> Answer<pb::Sweep> {
-        answer(self.create(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.create(&caller, request.into_inner()).await)
     }
 
     async fn get_sweep(&self, request: Request<pb::GetSweepRequest>) -> Answer<pb::Sweep> {
-        let sweep = sweep_name("name", &request.get_ref().name)?;
+        let sweep = self.sweep_of(&Caller::of(&request)?, "name", &request.get_ref().name).await?;
         answer(self.get(sweep).await)
     }
 
     async fn list_sweeps(&self, request: Request<pb::ListSweepsRequest>) -> Answer<pb::ListSweepsResponse> {
-        answer(self.list(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.list(&caller, request.into_inner()).await)
     }
 
     async fn list_sweep_children(
         &self,
         request: Request<pb::ListSweepChildrenRequest>,
     ) -> Answer<pb::ListSweepChildrenResponse> {
-        answer(self.children(request.into_inner()).await)
+        let caller = Caller::of(&request)?;
+        answer(self.children(&caller, request.into_inner()).await)
     }
 
     async fn cancel_sweep(&self, request: Request<pb::CancelSweepRequest>) -> Answer<pb::Sweep> {
-        answer(self.cancel(&request.get_ref().name).await)
+        answer(self.cancel(&Caller::of(&request)?, &request.get_ref().name).await)
     }
 }

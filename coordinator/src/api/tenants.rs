@@ -9,9 +9,10 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, error::ApiError, page::Page};
 use crate::{
-    access::Role,
+    access::{Caller, Refusal, Role},
     convert,
     db::within,
+    ids::TenantId,
     tenants::{self, DEFAULT_TENANT, DeleteTenantError, Tenant},
     tokens::{self, NewToken, Secret, Token},
 };
@@ -22,11 +23,20 @@ pub struct TenantsService {
     pub(super) services: Services,
 }
 
-/// A job that says no tenant belongs to the caller's.
-pub(super) fn fill_tenant(spec: &mut pb::JobSpec) {
+/// A job that says no tenant belongs to the caller's; one that says another needs a caller who speaks for all. `path` is
+/// where the request holds the job.
+pub(super) fn fill_tenant(spec: &mut pb::JobSpec, caller: &Caller, path: &str) -> Result<(), ApiError> {
     if spec.tenant.is_empty() {
-        spec.tenant = DEFAULT_TENANT.to_owned();
+        caller.tenant_name().clone_into(&mut spec.tenant);
     }
+    if caller.may_name(&spec.tenant) {
+        return Ok(());
+    }
+    Err(ApiError::Refused(Refusal::OtherTenant {
+        field: format!("{path}.tenant"),
+        own: caller.tenant_name().to_owned(),
+        other: spec.tenant.clone(),
+    }))
 }
 
 /// The tenant was there when the jobs were checked, and was not when they were stored.
@@ -42,6 +52,22 @@ fn not_found(tenant: &str) -> ApiError {
 }
 
 impl Services {
+    /// The tenant whose jobs a list is about: the one that is named (empty: any), or the caller's own.
+    pub(super) async fn tenant_filter(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<Option<TenantId>, ApiError> {
+        if name.is_empty() {
+            return Ok(caller.scope());
+        }
+        if !caller.may_name(name) {
+            return Err(not_found(name));
+        }
+        let tenant = within(self.tenants.find(name)).await?.ok_or_else(|| not_found(name))?;
+        Ok(Some(tenant.id))
+    }
+
     /// The tenant of a job that stands in the request's field `path`.
     pub(super) async fn tenant_of(&self, spec: &pb::JobSpec, path: &str) -> Result<Arc<Tenant>, ApiError> {
         within(self.tenants.find(&spec.tenant)).await?.ok_or_else(|| {
@@ -97,6 +123,7 @@ impl TenantsService {
         }
         let done = within(tenants::delete(&self.services.pool, name)).await;
         self.services.tenants.changed();
+        self.services.tokens.changed();
         done.map_err(|error| match error {
             DeleteTenantError::NotFound => not_found(name),
             DeleteTenantError::HasJobs => ApiError::Precondition {
@@ -156,6 +183,7 @@ impl TenantsService {
     async fn revoke_token(&self, name: &str) -> Result<pb::Token, ApiError> {
         let (tenant, token) = read::token_name("name", name)?;
         let revoked = within(tokens::revoke(&self.services.pool, tenant, token)).await?;
+        self.services.tokens.changed();
         let missing = || ApiError::NotFound { what: name.to_owned(), reason: "TOKEN_NOT_FOUND" };
         let token = revoked.ok_or_else(missing)?;
         tracing::info!(token = token.name(), "token revoked");

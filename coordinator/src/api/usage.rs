@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, error::ApiError, page::Page};
 use crate::{
+    access::Caller,
     convert,
     db::within,
     usage::{self, Window},
@@ -25,18 +26,14 @@ pub struct UsageService {
 }
 
 impl UsageService {
-    async fn usage(&self, request: pb::GetUsageRequest) -> Result<pb::GetUsageResponse, ApiError> {
+    async fn usage(
+        &self,
+        caller: &Caller,
+        request: pb::GetUsageRequest,
+    ) -> Result<pb::GetUsageResponse, ApiError> {
         let pool = &self.services.pool;
         let (start, end) = hours(request.start_time.as_ref(), request.end_time.as_ref(), Utc::now())?;
-        let tenant = match request.tenant.as_str() {
-            "" => None,
-            name => {
-                let found = within(self.services.tenants.find(name)).await?;
-                let missing =
-                    || ApiError::NotFound { what: format!("tenants/{name}"), reason: "TENANT_NOT_FOUND" };
-                Some(found.ok_or_else(missing)?.id)
-            }
-        };
+        let tenant = self.services.tenant_filter(caller, &request.tenant).await?;
         let window = Window { tenant, start, end };
         let (entries, next_page_token) = match request.group_by() {
             UsageGrouping::Unspecified | UsageGrouping::Tenant => {
@@ -57,7 +54,7 @@ impl UsageService {
         // Without a time of its own the window moves on from page to page; that is no other list.
         let time = |time: Option<&Timestamp>| time.map(|time| time.seconds).unwrap_or_default();
         let (start, end) = (time(request.start_time.as_ref()), time(request.end_time.as_ref()));
-        let list = format!("usage/{}/{start}/{end}", request.tenant);
+        let list = format!("usage/{:?}/{start}/{end}", window.tenant);
         let page = Page::read(request.page_size, &request.page_token, list)?;
         let before = page.after_number()?.unwrap_or(i64::MAX);
         let read = usage::by_job(&self.services.pool, window, before, page.read_size());
@@ -106,7 +103,8 @@ impl pb::usage_server::Usage for UsageService {
         &self,
         request: Request<pb::GetUsageRequest>,
     ) -> Result<Response<pb::GetUsageResponse>, Status> {
-        Ok(Response::new(self.usage(request.into_inner()).await?))
+        let caller = Caller::of(&request)?;
+        Ok(Response::new(self.usage(&caller, request.into_inner()).await?))
     }
 }
 

@@ -124,11 +124,20 @@ async fn insert_after(tx: &mut PgConnection, job: JobId, after: &[JobId]) -> Res
     Ok(())
 }
 
-/// Where jobs stand; those that there are not are left out.
-pub async fn states(pool: &PgPool, jobs: &[JobId]) -> Result<Vec<(JobId, JobState)>, DbError> {
+/// Where jobs stand; those that there are not, or not of this tenant, are left out.
+pub async fn states(
+    pool: &PgPool,
+    jobs: &[JobId],
+    tenant: Option<TenantId>,
+) -> Result<Vec<(JobId, JobState)>, DbError> {
     let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
-    let rows =
-        sqlx::query!("select job_id, state from jobs where job_id = any($1)", &ids).fetch_all(pool).await?;
+    let rows = sqlx::query!(
+        "select job_id, state from jobs where job_id = any($1) and ($2::uuid is null or tenant_id = $2)",
+        &ids,
+        tenant.map(|tenant| tenant.0),
+    )
+    .fetch_all(pool)
+    .await?;
     rows.into_iter().map(|row| Ok((JobId(row.job_id), parse_job_state(&row.state)?))).collect()
 }
 

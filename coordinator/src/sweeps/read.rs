@@ -72,9 +72,30 @@ pub async fn get(pool: &PgPool, sweep: SweepId) -> Result<Option<SweepRow>, DbEr
     Ok(select_sweep!("where s.sweep_id = $1", sweep.0).fetch_optional(pool).await?)
 }
 
-/// At most `limit` sweeps submitted before number `before`, newest first.
-pub async fn list(pool: &PgPool, before: i64, limit: u32) -> Result<Vec<SweepRow>, DbError> {
-    let rows = select_sweep!("where s.number < $1 order by s.number desc limit $2", before, i64::from(limit));
+/// Whether there is such a sweep; of a tenant, by its name, or of any.
+pub async fn exists(pool: &PgPool, sweep: SweepId, tenant: Option<&str>) -> Result<bool, DbError> {
+    let exists = sqlx::query_scalar!(
+        r#"select exists (select 1 from sweeps
+                          where sweep_id = $1 and ($2::text is null or spec ->> 'tenant' = $2)) as "exists!""#,
+        sweep.0,
+        tenant,
+    );
+    Ok(exists.fetch_one(pool).await?)
+}
+
+/// At most `limit` sweeps submitted before number `before`, newest first; of a tenant, by its name, or of all.
+pub async fn list(
+    pool: &PgPool,
+    before: i64,
+    tenant: Option<&str>,
+    limit: u32,
+) -> Result<Vec<SweepRow>, DbError> {
+    let rows = select_sweep!(
+        "where s.number < $1 and ($3::text is null or s.spec ->> 'tenant' = $3) order by s.number desc limit $2",
+        before,
+        i64::from(limit),
+        tenant,
+    );
     Ok(rows.fetch_all(pool).await?)
 }
 

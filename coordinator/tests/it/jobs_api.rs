@@ -92,7 +92,7 @@ async fn pages_show_every_job_once_newest_first() {
     let mut jobs = coordinator.jobs().await;
     let (mut seen, mut token) = (Vec::new(), String::new());
     loop {
-        let request = pb::ListJobsRequest { page_size: 2, page_token: token.clone(), states: vec![] };
+        let request = pb::ListJobsRequest { page_size: 2, page_token: token.clone(), ..Default::default() };
         let page = jobs.list_jobs(request).await.expect("a page").into_inner();
         assert!(page.jobs.len() <= 2);
         seen.extend(page.jobs.into_iter().map(|job| job.name));

@@ -22,5 +22,7 @@ mod retries;
 mod sharing;
 mod silence;
 mod sweeps;
+mod tenants;
+mod tokens;
 mod usage;
 mod watch;

@@ -14,12 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lorafleet_proto::{GANG_PROTOCOL_VERSION, v1 as pb};
+use lorafleet_proto::{GANG_PROTOCOL_VERSION, bearer::Bearer, v1 as pb};
 use lorafleet_store::{Store, StoreError};
 use pb::fleet_client::FleetClient;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
 use tracing::{info, warn};
 
 use self::slot::Slot;
@@ -43,6 +46,8 @@ const LAST_WORDS: Duration = Duration::from_secs(15);
 pub struct AgentOptions {
     /// The coordinator's URL.
     pub coordinator: String,
+    /// What the coordinator is shown in each call.
+    pub token: Bearer,
     /// The worker's name, unique in the fleet.
     pub name: String,
     /// What it has.
@@ -141,7 +146,7 @@ pub struct Agent {
     /// Tells this process from another one of the same name.
     process_id: String,
     state: AgentState,
-    client: FleetClient<Channel>,
+    client: FleetClient<InterceptedService<Channel, Bearer>>,
     mailbox: Arc<Mailbox>,
     slot: Slot,
     /// SIGTERM: no new work, leave at the next boundary.
@@ -196,7 +201,8 @@ impl Agent {
             process_id: uuid::Uuid::new_v4().simple().to_string(),
             state: AgentState::default(),
             // A message of the coordinator carries a spec, or a gang's members and checkpoints: never more than this.
-            client: FleetClient::new(channel).max_decoding_message_size(16 << 20),
+            client: FleetClient::with_interceptor(channel, options.token.clone())
+                .max_decoding_message_size(16 << 20),
             mailbox,
             slot,
             drain,
@@ -326,7 +332,11 @@ fn is_final(code: tonic::Code) -> bool {
     use tonic::Code;
     matches!(
         code,
-        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented | Code::PermissionDenied
+        Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+            | Code::PermissionDenied
+            | Code::Unauthenticated
     )
 }
 

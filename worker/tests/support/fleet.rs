@@ -43,6 +43,7 @@ impl Worker {
             store: None,
             drain_limit: PATIENCE,
             labels: Default::default(),
+            token: Default::default(),
         };
         let workshop = Workshop {
             cache: Cache::open(&fleet.dir.path().join(name)).unwrap(),

@@ -59,6 +59,6 @@ async fn is_part_of_a_whole(store: &Store, place: &Place) -> Result<bool, ApiErr
     })
 }
 
-fn not_found(place: &Place) -> ApiError {
+pub(super) fn not_found(place: &Place) -> ApiError {
     ApiError::NotFound { what: format!("artifact {}", place.path()), reason: "ARTIFACT_NOT_FOUND" }
 }

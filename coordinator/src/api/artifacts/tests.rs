@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::*;
+use crate::{access::Gate, tokens::Keys};
 
 const LINE: &str = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
 
@@ -29,8 +30,11 @@ async fn fixture() -> Fixture {
     let store = Store::open("memory://").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let service = ArtifactsService::new(store.clone()).into_server();
-    let serving = Server::builder().add_service(service);
+    // Nobody is asked: whoever shows no token sees everything.
+    let pool = PgPool::connect_lazy("postgres://nowhere").unwrap();
+    let gate = Gate::new(Keys::new(pool.clone()), false);
+    let service = ArtifactsService::new(store.clone(), pool).into_server();
+    let serving = Server::builder().layer(gate).add_service(service);
     let server = tokio::spawn(async move {
         serving.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
     });
