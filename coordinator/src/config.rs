@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use clap::Parser;
 use lorafleet_telemetry::LogFormat;
 
-use crate::{db::DbConfig, leader::LeaderConfig, silence::Patience};
+use crate::{db::DbConfig, housekeeping::Retention, leader::LeaderConfig, silence::Patience};
 
 /// Runs jobs on a fleet of workers: the API, the queue and the scheduler of lorafleet.
 #[derive(Clone, Debug, Parser)]
@@ -65,6 +65,10 @@ pub struct Config {
     #[arg(long, env = "LORAFLEET_GATHER", default_value = "300ms", value_parser = humantime::parse_duration)]
     pub gather: Duration,
 
+    /// What is kept for how long.
+    #[command(flatten)]
+    pub keep: Retention,
+
     /// Threads that serve.
     #[arg(long, env = "LORAFLEET_COORDINATOR_THREADS", default_value_t = 2,
           value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -93,7 +97,7 @@ impl Config {
         if self.poll > self.lease / 3 {
             return Err(format!("--poll {:?} is more than a third of --lease {:?}", self.poll, self.lease));
         }
-        Ok(())
+        self.keep.check()
     }
 
     /// How to reach Postgres.
@@ -104,6 +108,11 @@ impl Config {
             max_connections: self.database_connections,
             connect_timeout: self.database_timeout,
         }
+    }
+
+    /// What is kept for how long.
+    pub fn retention(&self) -> Retention {
+        self.keep
     }
 
     /// How to schedule.
