@@ -70,7 +70,8 @@ begin
                where p.parent = make_job_partition.parent and p.end_id > from_id and coalesce(p.first_id < to_id, true)) then
         return false;
     end if;
-    execute format('lock table %I in share row exclusive mode', parent);
+    -- The only lock that anybody could wait for, so that nobody waits in a circle.
+    execute format('lock table %I in access exclusive mode', parent || '_default');
     execute format('create table %I (like %I including defaults including constraints)', name, parent);
     execute format('with late as (delete from %I where job_id >= %L and job_id < %L returning *) insert into %I select * from late',
                    parent || '_default', from_id, to_id, name);
@@ -88,7 +89,7 @@ declare
 begin
     select * into part from job_partitions where name = partition;
     if not found
-        or exists (select 1 from jobs j where j.end_time is null
+        or exists (select 1 from jobs j where j.state in ('QUEUED', 'RUNNING', 'PAUSED')
                      and (part.first_id is null or j.job_id >= part.first_id) and j.job_id < part.end_id)
         or exists (select 1 from jobs j where j.end_time >= ended_before
                      and (part.first_id is null or j.job_id >= part.first_id) and j.job_id < part.end_id) then
@@ -109,8 +110,6 @@ insert into housekeeping default values;
 
 -- Ended jobs, first to last.
 create index jobs_ended on jobs (end_time, job_id) where end_time is not null;
--- The others; they are few.
-create index jobs_live on jobs (job_id) where end_time is null;
 -- What a deleted job is looked for in.
 create index job_dependencies_of on job_dependencies (after_job_id);
 create index sweeps_ended on sweeps (end_time) where end_time is not null;

@@ -69,10 +69,10 @@ async fn jobs_before(desk: Desk<'_>, seconds: f64) -> Result<u64, DbError> {
 pub(super) async fn sweeps(desk: Desk<'_>, keep: Duration) -> Result<u64, DbError> {
     let Some(mut tx) = desk.begin().await? else { return Ok(0) };
     let done = sqlx::query!(
-        "delete from sweeps where sweep_id in (
+        "delete from sweeps where sweep_id = any(array(
            select sweep_id from sweeps s where s.end_time <= now() - make_interval(secs => $1)
              and not exists (select 1 from jobs j where j.sweep_id = s.sweep_id)
-           order by s.end_time limit $2)",
+           order by s.end_time limit $2))",
         keep.as_secs_f64(),
         ROWS,
     )
@@ -86,10 +86,10 @@ pub(super) async fn sweeps(desk: Desk<'_>, keep: Duration) -> Result<u64, DbErro
 pub(super) async fn workers(desk: Desk<'_>, keep: Duration) -> Result<u64, DbError> {
     let Some(mut tx) = desk.begin().await? else { return Ok(0) };
     let done = sqlx::query!(
-        "delete from workers where worker_id in (
+        "delete from workers where worker_id = any(array(
            select worker_id from workers w where w.state = 'GONE' and w.gone_time <= now() - make_interval(secs => $1)
              and not exists (select 1 from places p where p.worker_id = w.worker_id and p.live)
-           order by w.gone_time limit $2)",
+           order by w.gone_time limit $2))",
         keep.as_secs_f64(),
         ROWS,
     )

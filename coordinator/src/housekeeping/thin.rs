@@ -19,7 +19,7 @@ const BUCKETS: i64 = 600;
 /// Steps that one transaction goes through, about.
 const STEPS: i64 = 20_000;
 /// Jobs that are looked at in one transaction.
-const JOBS: i64 = 50;
+const JOBS: i64 = 500;
 
 /// An ended job on the way through them, in the order of their ends.
 struct Stop {
