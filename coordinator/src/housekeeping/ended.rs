@@ -71,7 +71,7 @@ pub(super) async fn sweeps(desk: Desk<'_>, keep: Duration) -> Result<u64, DbErro
     let done = sqlx::query!(
         "delete from sweeps where sweep_id = any(array(
            select sweep_id from sweeps s where s.end_time <= now() - make_interval(secs => $1)
-             and not exists (select 1 from jobs j where j.sweep_id = s.sweep_id)
+             and 0 = (select count(*) from jobs j where j.sweep_id = s.sweep_id)
            order by s.end_time limit $2))",
         keep.as_secs_f64(),
         ROWS,

@@ -90,13 +90,15 @@ async fn thin_some(
     steps: std::ops::Range<i64>,
 ) -> Result<u64, DbError> {
     let done = sqlx::query!(
-        "delete from metric_points p using (
-           select step, eval_loss is null
-                    and row_number() over (partition by step / $2 order by loss, step) > 1
-                    and row_number() over (partition by step / $2 order by loss desc, step) > 1
-                    and row_number() over (partition by step / $2 order by step desc) > 1 as spare
-           from metric_points where job_id = $1 and step >= $3 and step < $4) judged
-         where p.job_id = $1 and p.step = judged.step and judged.spare",
+        // The steps as an array, so that they are looked up by the key however little Postgres knows of the table.
+        "delete from metric_points where job_id = $1 and step = any(array(
+           select step from (
+             select step, eval_loss is null
+                      and row_number() over (partition by step / $2 order by loss, step) > 1
+                      and row_number() over (partition by step / $2 order by loss desc, step) > 1
+                      and row_number() over (partition by step / $2 order by step desc) > 1 as spare
+             from metric_points where job_id = $1 and step >= $3 and step < $4) judged
+           where spare))",
         job,
         width,
         steps.start,

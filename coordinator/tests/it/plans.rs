@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::bed::{Bed, connect};
+use crate::bed::{Bed, connect, soon};
 
 /// Rows in the tables below, in thousandths of those that the planner is told of.
 const SCALE: i64 = 100;
@@ -91,7 +91,8 @@ type Fault = (String, String);
 async fn every_query_reaches_the_big_tables_by_an_index() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator().await;
-    crate::bed::soon("partitions", || async {
+    bed.until_led().await;
+    soon("partitions", || async {
         (bed.count("select count(*) from job_partitions").await == 6).then_some(())
     })
     .await;
