@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::Parser;
 use lorafleet_telemetry::LogFormat;
 
-use crate::{db::DbConfig, leader::LeaderConfig, silence::Patience};
+use crate::{db::DbConfig, housekeeping::Retention, leader::LeaderConfig, silence::Patience};
 
 /// Runs jobs on a fleet of workers: the API, the queue and the scheduler of lorafleet.
 #[derive(Clone, Debug, Parser)]
@@ -73,6 +73,10 @@ pub struct Config {
     #[arg(long, env = "LORAFLEET_BOOTSTRAP_TOKEN", value_name = "FILE")]
     pub bootstrap_token: Option<PathBuf>,
 
+    /// What is kept for how long.
+    #[command(flatten)]
+    pub keep: Retention,
+
     /// Threads that serve.
     #[arg(long, env = "LORAFLEET_COORDINATOR_THREADS", default_value_t = 2,
           value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -101,7 +105,7 @@ impl Config {
         if self.poll > self.lease / 3 {
             return Err(format!("--poll {:?} is more than a third of --lease {:?}", self.poll, self.lease));
         }
-        Ok(())
+        self.keep.check()
     }
 
     /// How to reach Postgres.
@@ -112,6 +116,11 @@ impl Config {
             max_connections: self.database_connections,
             connect_timeout: self.database_timeout,
         }
+    }
+
+    /// What is kept for how long.
+    pub fn retention(&self) -> Retention {
+        self.keep
     }
 
     /// How to schedule.

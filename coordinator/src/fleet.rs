@@ -58,7 +58,8 @@ async fn register_once(pool: &PgPool, request: &pb::RegisterWorkerRequest) -> Re
         return Ok(WorkerId(known));
     }
     sqlx::query!(
-        "with earlier as (update workers set state = 'GONE' where name = $1 and state = 'LIVE' returning worker_id)
+        "with earlier as (update workers set state = 'GONE', gone_time = now() where name = $1 and state = 'LIVE'
+                          returning worker_id)
          delete from worker_leases l using earlier where l.worker_id = earlier.worker_id",
         request.name,
     )
@@ -153,7 +154,8 @@ pub async fn gangs(pool: &PgPool) -> Result<Vec<Vec<WorkerId>>, DbError> {
 pub async fn end_lease(pool: &PgPool, worker: WorkerId, counter: i64) -> Result<Option<String>, DbError> {
     let name = sqlx::query_scalar!(
         "with ended as (delete from worker_leases where worker_id = $1 and counter = $2 returning worker_id)
-         update workers w set state = 'GONE' from ended where w.worker_id = ended.worker_id returning w.name",
+         update workers w set state = 'GONE', gone_time = now() from ended
+         where w.worker_id = ended.worker_id returning w.name",
         worker.0,
         counter,
     )
@@ -170,7 +172,7 @@ pub async fn leave(pool: &PgPool, worker: WorkerId) -> Result<(), DbError> {
            where l.worker_id = $1 and w.worker_id = $1 and w.draining
              and not exists (select 1 from places m where m.worker_id = $1 and m.live)
            returning l.worker_id
-         ) update workers w set state = 'GONE' from ended where w.worker_id = ended.worker_id",
+         ) update workers w set state = 'GONE', gone_time = now() from ended where w.worker_id = ended.worker_id",
         worker.0,
     )
     .execute(pool)

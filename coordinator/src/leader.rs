@@ -13,6 +13,7 @@ use std::{
 
 use sight::Sight;
 use sqlx::PgPool;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -112,6 +113,11 @@ impl Leader {
     /// A candidate.
     pub fn new(pool: PgPool, hub: Arc<Hub>, config: LeaderConfig) -> Self {
         Self { pool, hub, config, candidate: Candidate::new(), memory: Memory::new() }
+    }
+
+    /// The leadership, as long as it is believed to hold.
+    pub fn leadership(&self) -> watch::Receiver<Option<Leadership>> {
+        self.candidate.leadership()
     }
 
     /// Runs until `shutdown`, then gives the leadership up.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, PgPool};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{db::DbError, stillness::Stillness};
@@ -25,6 +26,7 @@ pub struct Candidate {
     me: Uuid,
     watch: Stillness<i64>,
     leads: Option<(Leadership, Instant)>,
+    told: watch::Sender<Option<Leadership>>,
 }
 
 impl Leadership {
@@ -44,7 +46,12 @@ impl Leadership {
 impl Candidate {
     /// A coordinator process that just started.
     pub fn new() -> Self {
-        Self { me: Uuid::new_v4(), watch: Stillness::new(), leads: None }
+        Self { me: Uuid::new_v4(), watch: Stillness::new(), leads: None, told: watch::Sender::new(None) }
+    }
+
+    /// The leadership, as long as it is believed to hold; for what a leader does beside scheduling.
+    pub fn leadership(&self) -> watch::Receiver<Option<Leadership>> {
+        self.told.subscribe()
     }
 
     /// Renews the leadership when it is due, or takes it over when nobody has it or its holder stands still.
@@ -58,6 +65,7 @@ impl Candidate {
                 return Ok(Some(leadership));
             }
             self.leads = None;
+            self.told.send_replace(None);
             self.watch.reset();
         }
         self.take_over(pool, now).await
@@ -70,6 +78,7 @@ impl Candidate {
 
     /// Gives the leadership up, so that a standby need not wait.
     pub async fn resign(&mut self, pool: &PgPool) -> Result<(), DbError> {
+        self.told.send_replace(None);
         if let Some((Leadership { holder, epoch }, _)) = self.leads.take() {
             sqlx::query!(
                 "update scheduler_lease set holder = null where holder = $1 and epoch = $2",
@@ -113,6 +122,7 @@ impl Candidate {
         let leadership = Leadership { holder: self.me, epoch };
         tracing::info!(epoch, "this coordinator schedules now");
         self.leads = Some((leadership, now));
+        self.told.send_replace(Some(leadership));
         Ok(Some(leadership))
     }
 }

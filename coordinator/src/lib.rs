@@ -28,6 +28,7 @@ mod explain;
 mod fleet;
 mod fresh;
 mod gang;
+mod housekeeping;
 mod hub;
 mod intake;
 mod labels;

@@ -56,9 +56,10 @@ pub async fn store(
                  seconds_left = excluded.seconds_left,
                  eval_loss = coalesce(excluded.eval_loss, metric_points.eval_loss),
                  eval_scores = case when excluded.eval_loss is null then metric_points.eval_scores
-                                    else excluded.eval_scores end
+                                    else excluded.eval_scores end,
+                 stored = metric_points.stored + 1
              where (metric_points.attempt, metric_points.generation) <= (excluded.attempt, excluded.generation)
-             returning (xmax = 0) as new, tokens
+             returning stored = 1 as new, tokens
            ) select (select count(*) from live) as "live!", (select count(*) from stored where new) as "steps!",
                     (select coalesce(sum(tokens), 0)::bigint from stored where new) as "tokens!""#,
         job.0,

@@ -13,6 +13,7 @@ use crate::{
     db::{self, StartError},
     dispatch::Dispatcher,
     gang::Conductor,
+    housekeeping::Housekeeper,
     hub::Hub,
     leader::Leader,
     sweeper::Sweeper,
@@ -59,6 +60,8 @@ pub async fn run(
     // The loops end when serving ends, for whatever reason.
     let loops = shutdown.child_token();
     let leader = Leader::new(pool.clone(), hub.clone(), config.leader());
+    let housekeeper = Housekeeper::new(pool.clone(), leader.leadership(), config.retention());
+    let housekeeping = tokio::spawn(housekeeper.run(loops.clone()));
     let leading = tokio::spawn(leader.run(loops.clone()));
     let conductor = Conductor::new(pool.clone(), hub.clone(), store.clone());
     let dispatcher = Dispatcher::new(pool.clone(), hub.clone(), conductor.clone(), config.poll);
@@ -87,6 +90,7 @@ pub async fn run(
         let _ = leading.await;
         let _ = dispatching.await;
         let _ = sweeping.await;
+        let _ = housekeeping.await;
         pool.close().await;
     };
     if tokio::time::timeout(STOP_LIMIT, ended).await.is_err() {

@@ -6,14 +6,17 @@ mod worker;
 
 mod cancel;
 mod checkpoints;
+mod cuts;
 mod dependencies;
 mod elastic;
 mod fencing;
+mod housekeeping;
 mod jobs_api;
 mod leases;
 mod life;
 mod outages;
 mod pause;
+mod plans;
 mod pooler;
 mod quotas;
 mod race;
