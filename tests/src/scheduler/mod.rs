@@ -3,3 +3,4 @@
 pub mod decision;
 pub mod draws;
 pub mod scene;
+pub mod simulation;

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
+pub use self::peer::last_json;
 use self::row::Row;
 use crate::prerequisites;
 
