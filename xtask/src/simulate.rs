@@ -107,10 +107,14 @@ fn tables(figures: &Value) -> anyhow::Result<String> {
     );
     text += &head("");
     text += &row("utilisation", &percent("utilisation"))?;
-    text += &row("fairness (Jain)", &|p| {
-        Some(p["fairness"].as_f64().map_or("–".to_owned(), |jain| format!("{jain:.3}")))
-    })?;
+    text += &row("busy workers while jobs wait", &percent("busy_while_jobs_wait"))?;
+    let jain = |name: &'static str| {
+        move |p: &Value| Some(p[name].as_f64().map_or("–".to_owned(), |jain| format!("{jain:.3}")))
+    };
+    text += &row("fairness by weight (Jain)", &jain("fairness_by_weight"))?;
+    text += &row("fairness by what was due (Jain)", &jain("fairness_by_due"))?;
     text += &row("preemptions", &count("preemptions"))?;
+    text += &row("most of them to one job", &count("preemptions_of_one"))?;
     text += &row("worker-seconds lost to them", &percent("lost"))?;
     text += &row("jobs finished", &count("finished"))?;
     text += &row("jobs waiting at the end", &count("waiting"))?;
@@ -152,7 +156,8 @@ mod tests {
         let waits = json!({"name": "1", "jobs": 2, "mean_s": 5.0, "p99_s": 7200.0});
         let none = json!({"name": "2–8", "jobs": 0, "mean_s": 0.0, "p99_s": null});
         let policy = json!({
-            "utilisation": 0.8765, "fairness": null, "preemptions": 3, "lost": 0.001, "finished": 7, "waiting": 0,
+            "utilisation": 0.8765, "busy_while_jobs_wait": 0.99, "fairness_by_weight": null, "fairness_by_due": 0.9,
+            "preemptions": 3, "preemptions_of_one": 2, "lost": 0.001, "finished": 7, "waiting": 0,
             "sizes": [waits, none], "priorities": [waits], "all": waits, "hours": [[5.0, 0.0], [10.0, 25.0]],
         });
         json!({

@@ -19,6 +19,7 @@ const WINDOW: f64 = 6.0 * 3600.0;
 /// Figures while they are gathered.
 pub struct Figures {
     capacity: f64,
+    workers: f64,
     weights: Vec<f64>,
     /// Worker-seconds held, and those lost by going back to the queue and starting again.
     held: f64,
@@ -29,7 +30,10 @@ pub struct Figures {
     pub running: usize,
     /// Jobs that wait at the end.
     pub waiting: usize,
-    preemptions: usize,
+    /// How often each job was sent back.
+    preemptions: Vec<u32>,
+    /// Worker-seconds held, and those that there were, while a job waited.
+    pressed: (f64, f64),
     /// Jobs that have started, for each whether it has.
     started: Vec<bool>,
     /// Class, priority and seconds of each wait.
@@ -39,10 +43,11 @@ pub struct Figures {
     windows: Vec<Window>,
 }
 
-/// Some hours of all tenants: worker-seconds held, and seconds with work waiting.
+/// Some hours of all tenants: worker-seconds held, those that were their due, and seconds with work waiting.
 #[derive(Clone)]
 struct Window {
     held: Vec<f64>,
+    due: Vec<f64>,
     behind: Vec<f64>,
 }
 
@@ -52,6 +57,7 @@ impl Figures {
         let tenants = load.weights.len();
         let count = |part: f64| (load.seconds() / part).ceil().max(1.0) as usize;
         Self {
+            workers: load.size.workers as f64,
             capacity: load.seconds() * load.size.workers as f64,
             weights: load.weights.clone(),
             held: 0.0,
@@ -59,11 +65,12 @@ impl Figures {
             finished: 0,
             running: 0,
             waiting: 0,
-            preemptions: 0,
+            preemptions: vec![0; load.jobs.len()],
+            pressed: (0.0, 0.0),
             started: vec![false; load.jobs.len()],
             waits: Vec::new(),
             points: vec![(0.0, 0.0); count(POINT)],
-            windows: vec![Window { held: vec![0.0; tenants], behind: vec![0.0; tenants] }; count(WINDOW)],
+            windows: vec![Window::new(tenants); count(WINDOW)],
         }
     }
 
@@ -75,18 +82,21 @@ impl Figures {
         self.windows[at(now, WINDOW)].held[job.tenant] += held;
     }
 
-    /// These jobs wait for so long, from `now` on.
-    pub fn waits<'j>(&mut self, jobs: impl Iterator<Item = &'j Job>, seconds: f64, now: f64) {
-        let window = &mut self.windows[at(now, WINDOW)];
-        let mut seen = vec![false; window.behind.len()];
-        let mut workers = 0;
-        for job in jobs {
-            workers += job.size;
-            if !std::mem::replace(&mut seen[job.tenant], true) {
-                window.behind[job.tenant] += seconds;
-            }
+    /// For so long, from `now` on, each tenant's jobs hold so many workers, and those that wait ask for so many.
+    pub fn passes(&mut self, running: &[usize], waiting: &[usize], seconds: f64, now: f64) {
+        let asked: usize = waiting.iter().sum();
+        self.points[at(now, POINT)].1 += asked as f64 * seconds;
+        if asked > 0 {
+            self.pressed.0 += running.iter().sum::<usize>() as f64 * seconds;
+            self.pressed.1 += self.workers * seconds;
         }
-        self.points[at(now, POINT)].1 += workers as f64 * seconds;
+        let demand: Vec<f64> = running.iter().zip(waiting).map(|(r, w)| (r + w) as f64).collect();
+        let due = due(&demand, &self.weights, self.workers);
+        let window = &mut self.windows[at(now, WINDOW)];
+        for (tenant, due) in due.into_iter().enumerate() {
+            window.due[tenant] += due * seconds;
+            window.behind[tenant] += if waiting[tenant] > 0 { seconds } else { 0.0 };
+        }
     }
 
     /// A job starts, for the first time or again.
@@ -99,8 +109,8 @@ impl Figures {
     }
 
     /// A job is sent back.
-    pub fn preempts(&mut self, job: &Job) {
-        self.preemptions += 1;
+    pub fn preempts(&mut self, number: usize, job: &Job) {
+        self.preemptions[number] += 1;
         self.lost += CHECKPOINT * job.size as f64;
     }
 
@@ -121,19 +131,18 @@ impl Figures {
         (self.held - self.lost) / self.capacity
     }
 
-    /// How equal the shares were: Jain's index over worker-seconds by weight, in each window over the tenants that had
-    /// work waiting for at least half of it; the mean of the windows with two of them or more.
-    pub fn fairness(&self) -> Option<f64> {
-        let indices: Vec<f64> = self.windows.iter().filter_map(|window| self.jain(window)).collect();
-        (!indices.is_empty()).then(|| indices.iter().sum::<f64>() / indices.len() as f64)
-    }
-
-    fn jain(&self, window: &Window) -> Option<f64> {
-        let behind = (0..self.weights.len()).filter(|tenant| window.behind[*tenant] >= WINDOW / 2.0);
-        let shares: Vec<f64> = behind.map(|tenant| window.held[tenant] / self.weights[tenant]).collect();
-        let (sum, squares) =
-            (shares.iter().sum::<f64>(), shares.iter().map(|share| share * share).sum::<f64>());
-        (shares.len() > 1 && squares > 0.0).then(|| sum * sum / (shares.len() as f64 * squares))
+    /// How equal the shares were, in each window over the tenants that had work waiting for at least half of it; the
+    /// mean of the windows with two of them or more. By weight, and by what was due to them.
+    pub fn fairness(&self) -> [Option<f64>; 2] {
+        let mean = |part: &dyn Fn(&Window, usize) -> f64| {
+            let shares = |window: &Window| -> Vec<f64> {
+                let behind = (0..self.weights.len()).filter(|tenant| window.behind[*tenant] >= WINDOW / 2.0);
+                behind.map(|tenant| window.held[tenant] / part(window, tenant)).collect()
+            };
+            let indices: Vec<f64> = self.windows.iter().filter_map(|window| jain(&shares(window))).collect();
+            (!indices.is_empty()).then(|| indices.iter().sum::<f64>() / indices.len() as f64)
+        };
+        [mean(&|_, tenant| self.weights[tenant]), mean(&|window, tenant| window.due[tenant])]
     }
 
     /// For programs.
@@ -150,11 +159,15 @@ impl Figures {
         let priorities = PRIORITIES.map(|(name, priority)| by(name, &|(_, p, _)| *p == priority));
         let points: Vec<Value> =
             self.points.iter().map(|(held, waits)| json!([held / POINT, waits / POINT])).collect();
+        let fairness = self.fairness();
         json!({
             "utilisation": self.utilisation(),
-            "fairness": self.fairness(),
+            "busy_while_jobs_wait": self.pressed.0 / self.pressed.1.max(1.0),
+            "fairness_by_weight": fairness[0],
+            "fairness_by_due": fairness[1],
             "lost": self.lost / self.capacity,
-            "preemptions": self.preemptions,
+            "preemptions": self.preemptions.iter().sum::<u32>(),
+            "preemptions_of_one": self.preemptions.iter().max(),
             "finished": self.finished,
             "running": self.running,
             "waiting": self.waiting,
@@ -166,10 +179,60 @@ impl Figures {
     }
 }
 
+impl Window {
+    fn new(tenants: usize) -> Self {
+        let none = vec![0.0; tenants];
+        Self { held: none.clone(), due: none.clone(), behind: none }
+    }
+}
+
+/// What is due to tenants that could use so much: shares by weight, and what one cannot use goes to the others.
+fn due(demand: &[f64], weights: &[f64], workers: f64) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..demand.len()).collect();
+    order.sort_by(|a, b| (demand[*a] / weights[*a]).total_cmp(&(demand[*b] / weights[*b])));
+    let (mut left, mut weight) = (workers, weights.iter().sum::<f64>());
+    let mut due = vec![0.0; demand.len()];
+    for tenant in order {
+        due[tenant] = demand[tenant].min(left * weights[tenant] / weight);
+        left -= due[tenant];
+        weight -= weights[tenant];
+    }
+    due
+}
+
+/// Jain's index of equality: 1 when all are equal, 1/n when one has everything; none for fewer than two.
+fn jain(shares: &[f64]) -> Option<f64> {
+    let (sum, squares) = (shares.iter().sum::<f64>(), shares.iter().map(|share| share * share).sum::<f64>());
+    (shares.len() > 1 && squares > 0.0).then(|| sum * sum / (shares.len() as f64 * squares))
+}
+
 fn at(now: f64, part: f64) -> usize {
     (now / part) as usize
 }
 
 fn class(size: usize) -> usize {
     CLASSES.iter().position(|(_, most)| size <= *most).unwrap_or(CLASSES.len() - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_cannot_use_is_due_to_the_others() {
+        assert_eq!(due(&[10.0, 100.0, 100.0], &[1.0, 1.0, 2.0], 100.0), [10.0, 30.0, 60.0]);
+        assert_eq!(
+            due(&[10.0, 20.0, 0.0], &[1.0, 1.0, 1.0], 100.0),
+            [10.0, 20.0, 0.0],
+            "no more than is wanted"
+        );
+    }
+
+    #[test]
+    fn equality_is_one_and_everything_for_one_is_a_part() {
+        assert_eq!(
+            [jain(&[3.0, 3.0]), jain(&[4.0, 0.0, 0.0, 0.0]), jain(&[1.0])],
+            [Some(1.0), Some(0.25), None]
+        );
+    }
 }

@@ -127,13 +127,20 @@ impl<'l> World<'l> {
         let passed = next - self.now;
         let fading = 0.5f64.powf(passed / HALF_LIFE);
         self.used.iter_mut().for_each(|used| *used *= fading);
+        let mut running = vec![0; self.used.len()];
         for run in &self.runs {
             let held = (run.end.min(next) - self.now).max(0.0);
             let job = &self.load.jobs[run.job];
             self.used[job.tenant] += held * job.size as f64;
             self.figures.holds(job, held, self.now);
+            running[job.tenant] += job.size;
         }
-        self.figures.waits(self.queue.iter().map(|(_, job)| &self.load.jobs[*job]), passed, self.now);
+        let mut waiting = vec![0; self.used.len()];
+        for (_, job) in &self.queue {
+            let job = &self.load.jobs[*job];
+            waiting[job.tenant] += job.size;
+        }
+        self.figures.passes(&running, &waiting, passed, self.now);
     }
 
     /// Those whose time is over give their workers back.
@@ -221,7 +228,7 @@ impl<'l> World<'l> {
         assert!(!run.goes_back && self.now >= run.start + LOADING, "it trains");
         self.trained[job] += self.now - run.start - LOADING;
         (run.end, run.goes_back) = (run.end.min(self.now + CHECKPOINT), true);
-        self.figures.preempts(&self.load.jobs[job]);
+        self.figures.preempts(job, &self.load.jobs[job]);
     }
 
     /// Brings up to date what a coordinator knows of its gangs.
