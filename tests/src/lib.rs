@@ -8,6 +8,7 @@ pub mod job_file;
 pub mod process;
 pub mod queue;
 pub mod s3;
+pub mod scheduler;
 pub mod wait;
 
 pub use fleet::{Fleet, Options};

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `chaos` and `sqlx`.
+//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `simulate`, `chaos` and `sqlx`.
 
 mod bench;
 mod chaos;
@@ -8,6 +8,7 @@ mod curve;
 mod demo;
 mod fleet;
 mod prerequisites;
+mod simulate;
 mod sqlx;
 mod test;
 mod workspace;
@@ -31,6 +32,8 @@ enum Command {
     Test(test::Args),
     /// Measure something and write it down in docs/benchmarks.md.
     Bench(bench::Args),
+    /// Simulate a week of a large fleet by the scheduler and by simple rules, for docs/scheduling.md.
+    Simulate(simulate::Args),
     /// Break fleets on purpose, by a seed, and check what their jobs come to.
     Chaos(chaos::Args),
     /// Check every query against the schema and renew .sqlx.
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Chaos(args) => chaos::run(&args),
         Command::Sqlx(args) => sqlx::run(&args),
     };

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     Gang, Labels, Place, Worker,
-    queue::Shape,
+    queue::Waiting,
     words::{QuickMap, Words},
 };
 use crate::ids::WorkerId;
@@ -90,12 +90,12 @@ impl<'a> Free<'a> {
         Self { fleet, classes, class_of, kinds, bases, slots, holders, by_id, total }
     }
 
-    /// The classes whose labels match a selector.
-    pub(super) fn matching(&self, selector: &Labels) -> (Arc<[u32]>, usize) {
+    /// Workers whose labels match a selector.
+    pub(super) fn matching(&self, selector: &Labels) -> Want {
         let matching = (0u32..).zip(&self.classes).filter(|(_, class)| class.labels.match_all(selector));
         let classes: Arc<[u32]> = matching.map(|(i, _)| i).collect();
         let workers = classes.iter().map(|class| self.classes[*class as usize].workers).sum();
-        (classes, workers)
+        Want { classes, workers, kind: None, base: None }
     }
 
     /// What a gang wants: workers of its kinds that match its selector, best those that hold its base.
@@ -107,11 +107,11 @@ impl<'a> Free<'a> {
         Want { classes, workers: 0, kind: None, base }
     }
 
-    /// What a job of this shape wants, where its selector matches `classes` with so many workers.
-    pub(super) fn want(&self, shape: &Shape, (classes, workers): (Arc<[u32]>, usize)) -> Want {
-        let kind = shape.kind.as_ref().and_then(|kind| self.kinds.find(kind));
-        let base = shape.base.as_ref().and_then(|base| self.bases.find(base));
-        Want { classes, workers, kind, base }
+    /// What a job wants beside what all of its group want.
+    pub(super) fn want(&self, group: &Want, job: &Waiting) -> Want {
+        let kind = job.kind.as_ref().and_then(|kind| self.kinds.find(kind));
+        let base = job.base.as_ref().and_then(|base| self.bases.find(base));
+        Want { kind, base, ..group.clone() }
     }
 
     /// Workers with a free slot that a job may use.

@@ -58,23 +58,24 @@ impl Forecast {
     }
 }
 
-/// A decision for each job that is still in `line`.
+/// Adds a decision for each job that is still in `line`, behind those of whom is `said` why they wait.
 pub(super) fn waits(
+    decisions: &mut Vec<Decision>,
     mut line: Line<'_>,
     accounts: &mut Accounts,
     closed: &[Option<Closed>],
     (wants, free): (&[Want], &Free<'_>),
     mut forecast: Forecast,
-    said: Vec<(JobId, Reason)>,
-) -> Vec<Decision> {
-    let mut decisions: Vec<Decision> = Vec::new();
+    said: impl Iterator<Item = (JobId, Reason)>,
+) {
+    let mut position = 0;
     for (job, reason) in said {
-        let position = decisions.len() + 1;
+        position += 1;
         decisions.push(Decision::Wait { job, reason, position, estimate: None });
     }
     let mut first: Vec<bool> = vec![true; closed.len()];
     while let Some((group, _)) = line.pop() {
-        let jobs = line.take(group, 1 + decisions.len() / EXACT);
+        let jobs = line.take(group, 1 + position / EXACT);
         let why = closed[group].as_ref().expect("a group leaves the line when it is closed");
         let min = line.min(group);
         let stands_aside = matches!(why.first, Reason::TooSmall { .. } | Reason::Quota { .. });
@@ -85,15 +86,15 @@ pub(super) fn waits(
             } else {
                 forecast.start(min, job.run_estimate)
             };
+            position += 1;
             decisions.push(Decision::Wait {
                 job: job.job,
                 reason: if is_first { why.first.clone() } else { why.rest.clone() },
-                position: decisions.len() + 1,
+                position,
                 estimate: why.estimate.filter(|_| is_first).or(forecast),
             });
         }
         accounts.give(line.tenant(group), min * jobs.len());
         line.put_back(group, false, accounts);
     }
-    decisions
 }

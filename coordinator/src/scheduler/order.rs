@@ -6,12 +6,13 @@
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::{BinaryHeap, HashMap},
+    collections::BinaryHeap,
 };
 
 use super::{
     Gang, Tenant, Times,
     queue::{Group, Waiting},
+    words::QuickMap,
 };
 use crate::ids::TenantId;
 
@@ -22,7 +23,7 @@ const CLASS: i64 = 100;
 #[derive(Clone)]
 pub(super) struct Accounts {
     accounts: Vec<Account>,
-    by_id: HashMap<TenantId, usize>,
+    by_id: QuickMap<(u64, u64), usize>,
     charge: f64,
 }
 
@@ -67,8 +68,9 @@ struct Turn {
 
 /// The priority of a job that waited for `age`.
 pub(super) fn level(priority: i32, age: std::time::Duration, times: Times) -> i64 {
-    let classes = age.as_millis() / times.ageing.as_millis().max(1);
-    i64::from(priority).saturating_add(i64::try_from(classes).unwrap_or(i64::MAX).saturating_mul(CLASS))
+    let millis = |time: std::time::Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    let classes = millis(age) / millis(times.ageing).max(1);
+    i64::from(priority).saturating_add(classes.saturating_mul(CLASS))
 }
 
 // === impl Accounts ===
@@ -77,7 +79,7 @@ impl Accounts {
     /// What `tenants` had, with what their `gangs` hold, and who of those that queue is above its share.
     pub(super) fn new(groups: &[Group], gangs: &[Gang], tenants: &[Tenant], times: Times) -> Self {
         let mut this =
-            Self { accounts: Vec::new(), by_id: HashMap::new(), charge: times.charge.as_secs_f64() };
+            Self { accounts: Vec::new(), by_id: QuickMap::default(), charge: times.charge.as_secs_f64() };
         tenants.iter().for_each(|tenant| this.open(*tenant));
         for gang in gangs {
             let tenant = this.of(gang.tenant);
@@ -95,7 +97,7 @@ impl Accounts {
 
     fn open(&mut self, tenant: Tenant) {
         let sound = |x: f64, least: f64| if x.is_finite() { x.max(least) } else { least };
-        self.by_id.insert(tenant.id, self.accounts.len());
+        self.by_id.insert(tenant.id.0.as_u64_pair(), self.accounts.len());
         self.accounts.push(Account {
             weight: sound(tenant.weight, 1e-9),
             used: sound(tenant.used, 0.0),
@@ -107,10 +109,11 @@ impl Accounts {
 
     /// The tenant's number.
     pub(super) fn of(&mut self, id: TenantId) -> usize {
-        if !self.by_id.contains_key(&id) {
-            self.open(Tenant::unknown(id));
+        if let Some(number) = self.by_id.get(&id.0.as_u64_pair()) {
+            return *number;
         }
-        self.by_id[&id]
+        self.open(Tenant::unknown(id));
+        self.accounts.len() - 1
     }
 
     fn cap(&mut self, queues: &[Option<i64>]) {

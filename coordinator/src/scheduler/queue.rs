@@ -27,32 +27,31 @@ pub(super) struct Group {
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
     pub(super) min: usize,
-    pub(super) max: usize,
-    pub(super) kind: Option<Arc<str>>,
     pub(super) selector: Arc<Labels>,
-    pub(super) base: Option<Arc<str>>,
 }
 
-/// What jobs of a group differ in.
-#[derive(Clone, Copy, Debug)]
+/// What jobs of a group differ in: nothing that says whether one can start, only where it would best.
+#[derive(Clone, Debug)]
 pub(super) struct Waiting {
     pub(super) job: JobId,
     /// Its number in the queue.
     pub(super) number: u32,
+    pub(super) max: usize,
     pub(super) waited: Duration,
     pub(super) age: Duration,
     pub(super) run_estimate: Option<Duration>,
+    pub(super) kind: Option<Arc<str>>,
+    pub(super) base: Option<Arc<str>>,
 }
 
-/// What a group's jobs have in common. Names are compared by address: equal ones at different addresses only make more
-/// groups than are needed.
+/// What a group's jobs have in common. Selectors are compared by address: equal ones at different addresses only make
+/// more groups than are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     tenant: (u64, u64),
     priority: u32,
     min: usize,
-    max: usize,
-    names: [usize; 3],
+    selector: usize,
     /// Estimates within a factor of four are alike.
     minutes: u32,
 }
@@ -60,23 +59,16 @@ struct Key {
 impl Queue {
     /// Adds a job, the oldest first.
     pub fn push(&mut self, job: Queued) {
-        let waiting = Waiting {
-            job: job.job,
-            number: self.len,
-            waited: job.waited,
-            age: job.age,
-            run_estimate: job.run_estimate,
-        };
-        self.len += 1;
         let next = u32::try_from(self.groups.len()).unwrap_or(u32::MAX);
         let group = *self.by_key.entry(Key::of(&job)).or_insert(next);
+        let Queued { job, tenant, priority, min, max, waited, age, kind, selector, base, run_estimate } = job;
+        let waiting = Waiting { job, number: self.len, max, waited, age, run_estimate, kind, base };
+        self.len += 1;
         if let Some(group) = self.groups.get_mut(group as usize) {
             group.jobs.push(waiting);
             return;
         }
-        let Queued { tenant, priority, min, max, kind, selector, base, .. } = job;
-        let shape = Shape { min, max, kind, selector, base };
-        self.groups.push(Group { tenant, priority, shape, jobs: vec![waiting] });
+        self.groups.push(Group { tenant, priority, shape: Shape { min, selector }, jobs: vec![waiting] });
     }
 
     /// How many wait.
@@ -110,14 +102,12 @@ impl From<Vec<Queued>> for Queue {
 
 impl Key {
     fn of(job: &Queued) -> Self {
-        let name = |name: &Option<Arc<str>>| name.as_ref().map_or(0, |name| Arc::as_ptr(name).addr());
         let minutes = job.run_estimate.map_or(u32::MAX, |run| (run.as_secs() / 60 + 1).ilog2() / 2);
         Self {
             tenant: job.tenant.0.as_u64_pair(),
             priority: job.priority.cast_unsigned(),
             min: job.min,
-            max: job.max,
-            names: [name(&job.kind), name(&job.base), Arc::as_ptr(&job.selector).addr()],
+            selector: Arc::as_ptr(&job.selector).addr(),
             minutes,
         }
     }

@@ -48,20 +48,20 @@ impl<'a> Reserved<'a> {
         min: usize,
         want: &Want,
         free: &mut Free<'a>,
-        releases: &[(Duration, u32)],
+        releases: impl Iterator<Item = (Duration, u32)>,
     ) -> Option<Duration> {
         let here = free.count(want);
         let mut at = None;
         let mut coming = BTreeSet::new();
         for (time, worker) in releases {
-            if at.is_some_and(|at| *time > at) {
+            if at.is_some_and(|at| time > at) {
                 break;
             }
-            if free.matches(*worker, want) && !free.is_free(*worker) {
-                coming.insert(*worker);
+            if free.matches(worker, want) && !free.is_free(worker) {
+                coming.insert(worker);
             }
             if here + coming.len() >= min {
-                at = Some(*time);
+                at = Some(time);
             }
         }
         let kept = if at.is_some() { min.saturating_sub(coming.len()) } else { min };
@@ -73,21 +73,27 @@ impl<'a> Reserved<'a> {
         at
     }
 
-    /// Places for a job that may be over by the time when the kept workers are needed: free ones, then kept ones.
-    pub(super) fn overtake(
-        &mut self,
+    /// Whether a job may find [places](Self::overtake) before those that wait for kept workers.
+    pub(super) fn may_overtake(
+        &self,
         min: usize,
         run_estimate: Option<Duration>,
         want: &Want,
-        free: &mut Free<'_>,
-    ) -> Option<Vec<Place>> {
+        free: &Free<'_>,
+    ) -> bool {
+        let here = free.count(want);
+        let (kept, until) = (|| self.kept.as_ref().map_or(0, |kept| kept.count(want)), self.until);
+        here >= min
+            || (run_estimate.zip(until).is_some_and(|(run, until)| run <= until) && here + kept() >= min)
+    }
+
+    /// Places for a job that [may overtake](Self::may_overtake): free ones, or kept ones if it is over by the time when
+    /// they are needed.
+    pub(super) fn overtake(&mut self, min: usize, want: &Want, free: &mut Free<'_>) -> Option<Vec<Place>> {
         if free.count(want) >= min {
             return Some(free.take(min, want, &[]));
         }
-        let (Some(kept), Some(until)) = (self.kept.as_mut(), self.until) else { return None };
-        if run_estimate.is_none_or(|run| run > until) || free.count(want) + kept.count(want) < min {
-            return None;
-        }
+        let kept = self.kept.as_mut()?;
         if kept.count(want) >= min {
             return Some(kept.take(min, want, &[]));
         }

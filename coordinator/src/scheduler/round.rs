@@ -28,7 +28,9 @@ pub(super) struct Round<'a> {
     supply: Supply<'a>,
     reserved: Reserved<'a>,
     accounts: Accounts,
-    started: Vec<Started>,
+    started: Vec<Started<'a>>,
+    /// When busy workers come free, the earliest first; the number of starts that it knows.
+    releases: (Vec<(Duration, u32)>, Option<usize>),
     /// Jobs that are about to get workers, and why they wait.
     promised: Vec<(JobId, Reason)>,
     closed: Vec<Option<Closed>>,
@@ -38,9 +40,9 @@ pub(super) struct Round<'a> {
     earlier: usize,
 }
 
-struct Started {
+struct Started<'a> {
     group: usize,
-    waiting: Waiting,
+    waiting: &'a Waiting,
     places: Vec<Place>,
 }
 
@@ -64,11 +66,10 @@ impl<'a> Round<'a> {
     ) -> Self {
         let groups = queue.groups();
         let free = Free::new(fleet);
-        let mut matching: QuickMap<*const Labels, (Arc<[u32]>, usize)> = QuickMap::default();
+        let mut matching: QuickMap<*const Labels, Want> = QuickMap::default();
         let want = |group: &Group| {
             let selector = &group.shape.selector;
-            let found = matching.entry(Arc::as_ptr(selector)).or_insert_with(|| free.matching(selector));
-            free.want(&group.shape, found.clone())
+            matching.entry(Arc::as_ptr(selector)).or_insert_with(|| free.matching(selector)).clone()
         };
         let wants = groups.iter().map(want).collect();
         Self {
@@ -80,6 +81,7 @@ impl<'a> Round<'a> {
             reserved: Reserved::new(free.classes()),
             accounts: Accounts::new(groups, gangs, tenants, times),
             started: Vec::new(),
+            releases: (Vec::new(), None),
             promised: Vec::new(),
             closed: vec![None; groups.len()],
             waited_for: vec![false; free.classes()],
@@ -92,9 +94,9 @@ impl<'a> Round<'a> {
     pub(super) fn decide(mut self) -> Vec<Decision> {
         let mut line = Line::new(self.groups, vec![0; self.groups.len()], &mut self.accounts, self.times);
         while let Some((group, level)) = line.pop() {
-            let Some(waiting) = line.first(group).copied() else { continue };
+            let Some(waiting) = line.first(group) else { continue };
             let tenant = line.tenant(group);
-            let turn = self.turn(group, tenant, level, &waiting);
+            let turn = self.turn(group, tenant, level, waiting);
             if !matches!(turn, Turn::Start(_)) {
                 self.wait_for(group, &turn);
             }
@@ -118,7 +120,7 @@ impl<'a> Round<'a> {
 
     fn turn(&mut self, group: usize, tenant: usize, level: i64, waiting: &Waiting) -> Turn {
         let shape = &self.groups[group].shape;
-        let (min, want) = (shape.min, self.wants[group].clone());
+        let (min, want) = (shape.min, &self.wants[group]);
         let close = |first: Reason, rest: Reason| Turn::Closed(Closed { first, rest, estimate: None });
         if want.workers < min {
             let selector = shape.selector.clone();
@@ -130,8 +132,10 @@ impl<'a> Round<'a> {
             let reason = Reason::Quota { needs: min, runs, may };
             return close(reason.clone(), reason);
         }
-        if self.reserved.concerns(&want) {
-            return match self.reserved.overtake(min, waiting.run_estimate, &want, &mut self.free) {
+        if self.reserved.concerns(want) {
+            let may = self.reserved.may_overtake(min, waiting.run_estimate, want, &self.free);
+            let want = may.then(|| self.free.want(want, waiting));
+            return match want.and_then(|want| self.reserved.overtake(min, &want, &mut self.free)) {
                 Some(places) => Turn::Start(places),
                 None => {
                     let reason = Reason::Turn { earlier: self.earlier };
@@ -139,6 +143,7 @@ impl<'a> Round<'a> {
                 }
             };
         }
+        let want = self.free.want(want, waiting);
         if self.free.count(&want) >= min {
             return Turn::Start(self.free.take(min, &want, &[]));
         }
@@ -163,25 +168,33 @@ impl<'a> Round<'a> {
         if self.reserved.is_full() {
             return Turn::Closed(Closed { first: busy, rest, estimate: None });
         }
-        let releases = self.releases();
-        let estimate = self.reserved.reserve(min, want, &mut self.free, &releases);
+        self.note_releases();
+        let releases = self.releases.0.iter().copied();
+        let releases = releases.filter(|(_, worker)| !self.supply.is_promised(*worker));
+        let estimate = self.reserved.reserve(min, want, &mut self.free, releases);
         if self.earlier == 0 {
             self.earlier = min;
         }
         Turn::Closed(Closed { first: busy, rest, estimate })
     }
 
-    /// When workers come free that nobody counts on, the earliest first.
-    fn releases(&self) -> Vec<(Duration, u32)> {
-        let mut releases = self.supply.releases(&self.free);
-        for started in &self.started {
+    /// Brings up to date when workers come free.
+    fn note_releases(&mut self) {
+        let (releases, known) = &mut self.releases;
+        if known.is_none() {
+            *releases = self.supply.releases(&self.free);
+        }
+        if *known == Some(self.started.len()) {
+            return;
+        }
+        for started in &self.started[known.unwrap_or(0)..] {
             let Some(run) = started.waiting.run_estimate else { continue };
             let workers = started.places.iter().filter_map(|place| self.free.number(place.worker));
             releases.extend(workers.map(|worker| (run, worker)));
         }
-        releases.retain(|(_, worker)| !self.supply.is_promised(*worker));
-        releases.sort_unstable();
-        releases
+        *known = Some(self.started.len());
+        // Long runs in order, and what was added: what a stable sort is quick with.
+        releases.sort();
     }
 
     fn wait_for(&mut self, group: usize, turn: &Turn) {
@@ -200,16 +213,18 @@ impl<'a> Round<'a> {
         if held_back.is_none() {
             grown = grow::grow(self.gangs, &mut self.free, &mut self.accounts, self.times.gather);
         }
-        let releases = self.releases();
-        let forecast = Forecast::new(free_now, releases.into_iter().map(|(at, _)| at));
-        let said: Vec<(JobId, Reason)> =
-            held_back.into_iter().map(|job| (job, Reason::Moment)).chain(self.promised).collect();
+        self.note_releases();
+        let releases = self.releases.0.iter().filter(|(_, worker)| !self.supply.is_promised(*worker));
+        let forecast = Forecast::new(free_now, releases.map(|(at, _)| *at));
+        let start =
+            |started: Started<'_>| Decision::Start { job: started.waiting.job, places: started.places };
+        let jobs: usize = self.groups.iter().map(|group| group.jobs.len()).sum();
+        let mut decisions = Vec::with_capacity(jobs + grown.len());
+        decisions.extend(self.started.into_iter().map(start));
+        let said = held_back.into_iter().map(|job| (job, Reason::Moment)).chain(self.promised);
         let line = Line::new(self.groups, next, &mut self.accounts, self.times);
-        let waits =
-            line::waits(line, &mut self.accounts, &self.closed, (&self.wants, &self.free), forecast, said);
-        let start = |started: Started| Decision::Start { job: started.waiting.job, places: started.places };
-        let mut decisions: Vec<Decision> = self.started.into_iter().map(start).collect();
-        decisions.extend(waits);
+        let place = (self.wants.as_slice(), &self.free);
+        line::waits(&mut decisions, line, &mut self.accounts, &self.closed, place, forecast, said);
         decisions.extend(self.supply.into_decisions());
         decisions.extend(grown);
         decisions
@@ -224,10 +239,13 @@ impl<'a> Round<'a> {
             let mut still = Vec::with_capacity(wanting.len());
             for i in wanting {
                 let started = &mut self.started[i];
-                let (group, want) = (&self.groups[started.group], &self.wants[started.group]);
+                let (group, want) = (
+                    &self.groups[started.group],
+                    self.free.want(&self.wants[started.group], started.waiting),
+                );
                 let tenant = self.accounts.of(group.tenant);
-                let full = started.places.len() >= group.shape.max || self.accounts.may_have(tenant) == 0;
-                if full || !self.free.has_other(want, &started.places) {
+                let full = started.places.len() >= started.waiting.max || self.accounts.may_have(tenant) == 0;
+                if full || !self.free.has_other(&want, &started.places) {
                     continue;
                 }
                 if started.waiting.waited < self.times.gather {
@@ -236,7 +254,7 @@ impl<'a> Round<'a> {
                     self.accounts.take_back(tenant, started.places.len());
                     return Some(started.waiting.job);
                 }
-                started.places.extend(self.free.take(1, want, &started.places));
+                started.places.extend(self.free.take(1, &want, &started.places));
                 self.accounts.give(tenant, 1);
                 still.push(i);
             }

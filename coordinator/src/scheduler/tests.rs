@@ -1,5 +1,6 @@
 //! Decisions by example, and the rules that hold for all of them.
 
+mod anything;
 mod long_run;
 mod overtaking;
 mod preemption;

@@ -191,6 +191,18 @@ pub struct Times {
     pub charge: Duration,
 }
 
+impl Times {
+    /// The times that a fleet goes by, where jobs that could use more than they need wait for `gather`.
+    pub fn usual(gather: Duration) -> Self {
+        Self {
+            gather,
+            settle: Duration::from_secs(10),
+            ageing: Duration::from_secs(4 * 3600),
+            charge: Duration::from_secs(600),
+        }
+    }
+}
+
 impl Tenant {
     /// One of whom nothing is known.
     pub fn unknown(id: TenantId) -> Self {

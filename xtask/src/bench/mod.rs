@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod classification;
+mod decision;
 mod engine;
 mod instruct;
 mod peer;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
+pub use self::peer::last_json;
 use self::row::Row;
 use crate::prerequisites;
 
@@ -51,6 +53,8 @@ enum Bench {
     Service,
     /// How long a gang stands still when a member dies, and how soon a newcomer trains.
     Recovery,
+    /// Time of one scheduling decision with 100,000 queued jobs and 10,000 workers.
+    Decision,
     /// Jobs a second through the queue, submissions, assignments, heartbeats; beside other queues on Postgres.
     Queue,
 }
@@ -65,6 +69,7 @@ impl Bench {
             Self::Checkpoint => "checkpoint",
             Self::Service => "service",
             Self::Recovery => "recovery",
+            Self::Decision => "decision",
             Self::Queue => "queue",
         }
     }
@@ -92,6 +97,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             prerequisites::postgres()?;
             recovery::run()?
         }
+        Bench::Decision => decision::run()?,
         Bench::Queue => {
             prerequisites::postgres()?;
             queue::run(&args.queue)?
