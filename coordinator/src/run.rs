@@ -54,16 +54,24 @@ pub async fn run(
     let leader = Leader::new(pool.clone(), hub.clone(), config.leader());
     let leading = tokio::spawn(leader.run(loops.clone()));
     let conductor = Conductor::new(pool.clone(), hub.clone(), store.clone());
-    let dispatcher = Dispatcher::new(pool.clone(), hub.clone(), conductor.clone(), config.poll);
+    let dispatcher = Dispatcher::new(pool.clone(), hub.clone(), conductor.clone(), config.poll, config.lease);
     let dispatching = tokio::spawn(dispatcher.run(loops.clone()));
     let sweeping = tokio::spawn(Sweeper::new(pool.clone(), store.clone()).run(loops.clone()));
     if let Ok(address) = listener.local_addr() {
         info!(%address, store = config.store, "coordinator ready");
     }
     let terms = Terms { heartbeat: config.heartbeat, lease: config.lease, store_url: config.store.clone() };
-    let tenants = Directory::new(pool.clone());
-    let poll = config.poll;
-    let services = Services { pool: pool.clone(), store, hub, conductor, tenants, terms, poll, shutdown };
+    let services = Services {
+        pool: pool.clone(),
+        store,
+        hub,
+        submissions: api::submissions(&pool),
+        conductor,
+        tenants: Directory::new(pool.clone()),
+        terms,
+        poll: config.poll,
+        shutdown,
+    };
     let served = api::serve(listener, services).await;
     loops.cancel();
     let ended = async {
