@@ -3,7 +3,7 @@
 use std::{str::FromStr as _, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, PgPool, Postgres, Transaction,
+    ConnectOptions as _, Connection as _, PgPool, Postgres, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::{Instant, sleep};
@@ -12,6 +12,9 @@ use tokio::time::{Instant, sleep};
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
 const NOT_NULL_VIOLATION: &str = "23502";
+
+/// A connection that was idle for longer is asked for a sign of life before it is used.
+const TRUSTED: Duration = Duration::from_millis(500);
 
 /// An open transaction. None stays open while anything but Postgres is waited for.
 pub type Tx = Transaction<'static, Postgres>;
@@ -75,6 +78,16 @@ pub async fn connect(config: &DbConfig) -> Result<PgPool, StartError> {
         .min_connections(0)
         .idle_timeout(Duration::from_secs(60))
         .acquire_timeout(Duration::from_secs(5))
+        // A connection that was used just now needs no question whether it lives.
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for > TRUSTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options(&config.url)?);
     let direct = config.direct_url.as_deref().unwrap_or(&config.url);
     let mut connection = connect_patiently(&options(direct)?, config.connect_timeout).await?;
@@ -139,6 +152,16 @@ impl DbError {
     /// Trying again may help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Deadline)
+    }
+
+    /// The same for one of several callers whose work failed together.
+    pub fn of_all(&self) -> Self {
+        match self {
+            Self::Unavailable(error) => Self::Unavailable(sqlx::Error::Protocol(error.to_string())),
+            Self::Deadline => Self::Deadline,
+            Self::Statement(error) => Self::Statement(sqlx::Error::Protocol(error.to_string())),
+            Self::Data(what) => Self::Data(what.clone()),
+        }
     }
 
     /// The unique index or key that a statement would have broken.

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Longest message that is kept, in bytes.
-const MAX_MESSAGE: usize = 4096;
+pub const MAX_MESSAGE: usize = 4096;
 /// Longest kind of a reported event, in bytes.
 const MAX_KIND: usize = 64;
 

@@ -156,6 +156,13 @@ impl Hub {
         sent
     }
 
+    /// Whether a worker was told to begin the generation under `fence`, on its stream of now.
+    pub fn has_begun(&self, worker: WorkerId, run: RunId, fence: &Fence) -> bool {
+        let connections = self.lock();
+        let begun = connections.by_worker.get(&worker).and_then(|connection| connection.begun.get(&run));
+        begun.is_some_and(|(told, _)| told == fence)
+    }
+
     /// How long a gang has waited for its members to part from the generation under `fence`, as far as this process
     /// knows; it begins to count when it is first asked.
     pub fn waited(&self, job: JobId, fence: &Fence) -> Duration {

@@ -10,7 +10,7 @@ use tracing::{debug, info};
 use crate::{
     db::{DbError, within},
     dispatch, fleet,
-    gang::{self, Answer, Claim, Conductor, Fenced, Finish},
+    gang::{self, Answer, Claim, Conductor, Ended, Fenced, Loaded},
     hub::{Hub, Seat},
     ids::{Fence, JobId, NameError, PlaceNo, RunId, WorkerId},
     job::AttemptState,
@@ -110,12 +110,13 @@ impl Intake<'_> {
     async fn ready(&self, ready: &pb::Ready) -> Result<Vec<Down>, IntakeError> {
         let (job, fence) = named(&ready.job, ready.fence.as_ref())?;
         let run = RunId { job, attempt: fence.attempt, place: PlaceNo(ready.place) };
-        if !queue::set_ready(self.pool, self.worker, run, ready).await? {
-            return self.refuse("ready", run, &fence).await;
+        match self.conductor.ready(Loaded { worker: self.worker, run, ready: ready.clone() }).await? {
+            Fenced::Stale => self.refuse("ready", run, &fence).await,
+            Fenced::Done(()) => {
+                self.hub.want_dispatch();
+                Ok(Vec::new())
+            }
         }
-        self.conductor.advance(job).await?;
-        self.hub.want_dispatch();
-        Ok(Vec::new())
     }
 
     async fn parted(&self, parted: &pb::Parted) -> Result<Vec<Down>, IntakeError> {
@@ -208,11 +209,11 @@ impl Intake<'_> {
             return Err(IntakeError::Invalid("Finished says no outcome".to_owned()));
         };
         let run = RunId { job, attempt: fence.attempt, place: PlaceNo(finished.place) };
-        let finish = Finish { worker: self.worker, run, outcome };
-        let mut done = gang::finished(self.pool, self.conductor.moment(), finish).await?;
+        let ended = Ended { worker: self.worker, run, outcome: outcome.clone() };
+        let mut done = self.conductor.finished(ended.clone()).await?;
         let is_stopped = matches!(outcome, pb::finished::Outcome::Stopped(_));
         if done == Fenced::Stale && !is_stopped && self.reclaims(run, &fence).await? {
-            done = gang::finished(self.pool, self.conductor.moment(), finish).await?;
+            done = self.conductor.finished(ended).await?;
         }
         self.seat.finished(run);
         let mut answers = match done {
@@ -234,10 +235,11 @@ impl Intake<'_> {
         Ok(answers)
     }
 
-    /// Whether a place that the rows did not know is known to them now: its last word counts as any member's.
+    /// Whether a place that the rows did not know is known to them now, by this claim or by one that the dispatcher took up
+    /// in the meantime: its last word counts as any member's.
     async fn reclaims(&self, run: RunId, fence: &Fence) -> Result<bool, DbError> {
         let claim = Claim { worker: self.worker, fence: fence.clone(), place: run.place };
-        Ok(gang::reclaim(self.pool, run.job, &[claim]).await? == [Answer::Reclaimed])
+        Ok(gang::reclaim(self.pool, run.job, &[claim]).await? != [Answer::Stale])
     }
 
     /// Tells the other members what the sender gets as its answer.

@@ -4,6 +4,7 @@
 mod budget;
 mod limits;
 mod sight;
+mod starts;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,7 +25,7 @@ use crate::{
     ids::{Fence, JobId, PlaceNo, RunId, TenantId, WorkerId},
     leadership::{Candidate, Leadership},
     metrics,
-    queue::{self, GangEntry, QueueEntry},
+    queue::{self, GangEntry},
     scheduler::{self, Decision, Standing, Times},
     silence::{self, Patience, Silence},
     stillness::Stillness,
@@ -40,6 +41,8 @@ const BUDGET_CHECK: Duration = Duration::from_secs(2);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
 
+/// Reasons why jobs wait are written this often.
+const EXPLAIN_EVERY: Duration = Duration::from_millis(500);
 /// Sweeps are looked at this often.
 const SWEEP_CHECK: Duration = Duration::from_millis(500);
 
@@ -89,6 +92,7 @@ struct Memory {
     /// Tenants none of whose jobs is to start now.
     over_budget: Vec<TenantId>,
     usage: usage::Keeper,
+    explained: Option<Instant>,
 }
 
 impl Memory {
@@ -105,6 +109,7 @@ impl Memory {
             budgets_checked: None,
             over_budget: Vec::new(),
             usage: usage::Keeper::default(),
+            explained: None,
         }
     }
 }
@@ -237,9 +242,12 @@ impl Leader {
         let ended = queue::troubled_places(&self.pool).await?;
         let held = self.memory.sight.gangs(now, &gangs, &ended);
         let times = Times { gather: self.config.gather, settle: SETTLE, ageing: AGEING, charge: CHARGE };
-        for decision in scheduler::schedule(&queued.into(), &held, &fleet, &[], times) {
-            self.carry_out(leadership, &decision, &entries, &gangs).await?;
+        let decisions = scheduler::schedule(&queued.into(), &held, &fleet, &[], times);
+        self.start_all(leadership, &decisions).await?;
+        for decision in &decisions {
+            self.carry_out(leadership, decision, &gangs).await?;
         }
+        self.explain_all(now, &decisions, &entries).await?;
         if !entries.is_empty() {
             metrics::decision(started.elapsed());
         }
@@ -250,24 +258,11 @@ impl Leader {
         &self,
         leadership: &Leadership,
         decision: &Decision,
-        entries: &[QueueEntry],
         gangs: &[GangEntry],
     ) -> Result<(), DbError> {
         match decision {
-            Decision::Start { job, places } => {
-                if gang::start(&self.pool, leadership, *job, places).await? {
-                    info!(%job, workers = places.len(), "attempt started");
-                    self.changed(*job);
-                }
-            }
-            Decision::Wait { job, reason, .. } => {
-                let said = entries.iter().find(|entry| entry.job == *job).map(|entry| &entry.message);
-                let reason = reason.to_string();
-                if said != Some(&reason) {
-                    queue::explain(&self.pool, *job, &reason).await?;
-                    self.hub.job_changed(*job);
-                }
-            }
+            // Done for all at once.
+            Decision::Start { .. } | Decision::Wait { .. } => {}
             Decision::Preempt { job, for_job } => {
                 if gang::preempt(&self.pool, leadership, *job, *for_job).await? {
                     info!(%job, %for_job, "preempted");

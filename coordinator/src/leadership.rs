@@ -30,6 +30,16 @@ pub struct Candidate {
 }
 
 impl Leadership {
+    /// Who holds it.
+    pub fn holder(&self) -> Uuid {
+        self.holder
+    }
+
+    /// Its epoch: it holds until the next one begins.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
     /// Whether it still holds, within the caller's transaction.
     pub async fn holds(&self, tx: &mut PgConnection) -> Result<bool, DbError> {
         let holds = sqlx::query_scalar!(

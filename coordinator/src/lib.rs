@@ -28,6 +28,7 @@ mod explain;
 mod fleet;
 mod fresh;
 mod gang;
+mod group;
 mod housekeeping;
 mod hub;
 mod intake;

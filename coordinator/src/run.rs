@@ -64,7 +64,7 @@ pub async fn run(
     let housekeeping = tokio::spawn(housekeeper.run(loops.clone()));
     let leading = tokio::spawn(leader.run(loops.clone()));
     let conductor = Conductor::new(pool.clone(), hub.clone(), store.clone());
-    let dispatcher = Dispatcher::new(pool.clone(), hub.clone(), conductor.clone(), config.poll);
+    let dispatcher = Dispatcher::new(pool.clone(), hub.clone(), conductor.clone(), config.poll, config.lease);
     let dispatching = tokio::spawn(dispatcher.run(loops.clone()));
     let sweeping = tokio::spawn(Sweeper::new(pool.clone(), store.clone()).run(loops.clone()));
     if let Ok(address) = listener.local_addr() {
@@ -75,6 +75,7 @@ pub async fn run(
         pool: pool.clone(),
         store,
         hub,
+        submissions: api::submissions(&pool),
         conductor,
         tenants: Directory::new(pool.clone()),
         tokens: Keys::new(pool.clone()),

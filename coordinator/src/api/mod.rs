@@ -14,16 +14,27 @@ mod usage;
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use lorafleet_proto::{DESCRIPTORS, v1 as pb};
 use lorafleet_store::Store;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::TcpIncoming};
 use tonic_health::ServingStatus;
 
-use crate::{access::Gate, check::Checker, gang::Conductor, hub::Hub, tenants::Directory, tokens::Keys};
+use crate::{
+    access::Gate,
+    check::Checker,
+    gang::Conductor,
+    group::Group,
+    hub::Hub,
+    ids::JobId,
+    queue::{self, NewJob},
+    quota::AdmitError,
+    tenants::Directory,
+    tokens::Keys,
+};
 
 /// Requests that one connection may have open.
 const STREAMS_PER_CONNECTION: u32 = 1024;
@@ -46,6 +57,8 @@ pub struct Services {
     pub store: Store,
     /// Streams and wakes.
     pub hub: Arc<Hub>,
+    /// Where single jobs are stored, together with those of others.
+    pub submissions: Submissions,
     /// What moves gangs on.
     pub conductor: Conductor,
     /// Tenants by name.
@@ -60,6 +73,18 @@ pub struct Services {
     pub poll: Duration,
     /// Ends open streams.
     pub shutdown: CancellationToken,
+}
+
+/// Jobs that are to be stored, each with its id; when they were.
+pub type Submissions = Group<(JobId, NewJob), Result<DateTime<Utc>, AdmitError>>;
+
+/// Where submissions are brought.
+pub fn submissions(pool: &PgPool) -> Submissions {
+    let pool = pool.clone();
+    Group::new(move |news: Vec<(JobId, NewJob)>| {
+        let pool = pool.clone();
+        async move { Ok(queue::create_apart(&pool, &news).await?.into_iter().map(Ok).collect()) }
+    })
 }
 
 /// What every worker is told.
@@ -103,11 +128,12 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
     let tenants = tenants::TenantsService { services: services.clone() };
     let usage = usage::UsageService { services: services.clone() };
     let fleet = fleet::FleetService { services };
+    // Or each answer of several frames would wait for the other side's delayed acknowledgement, some 40 ms.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .tcp_nodelay(true)
         .layer(counted::Counting)
         .layer(gate)
         .add_service(health_service)
@@ -118,7 +144,7 @@ pub async fn serve(listener: TcpListener, services: Services) -> Result<(), toni
         .add_service(pb::tenants_server::TenantsServer::new(tenants))
         .add_service(pb::usage_server::UsageServer::new(usage))
         .add_service(artifacts.into_server())
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
     let drained = async {
         shutdown.cancelled().await;
         health.set_service_status(READINESS, ServingStatus::NotServing).await;

@@ -15,10 +15,12 @@ use super::{
 use crate::{
     access::Caller,
     check::CheckError,
-    db::within,
+    convert,
+    db::{DbError, within},
     ids::JobId,
     job::JobState,
     queue::{self, NewJob},
+    quota::AdmitError,
 };
 
 /// Jobs of one submission.
@@ -92,7 +94,13 @@ impl JobsService {
             .map(|(i, spec)| NewJob { spec: spec.clone(), request_id: request.map(|id| nth(id, i)) })
             .collect();
         let ordered: Vec<(JobId, &NewJob)> = order.iter().map(|&i| (ids[i], &news[i])).collect();
-        match (within(queue::create_all(&self.services.pool, &ordered)).await, request) {
+        let stored = match ordered.as_slice() {
+            [(id, new)] if new.spec.queue.as_ref().is_none_or(|queue| queue.after.is_empty()) => {
+                self.store_one(*id, new).await.map(|job| Some(vec![job]))
+            }
+            several => within(queue::create_all(&self.services.pool, several)).await.map(|_| None),
+        };
+        let stored = match (stored, request) {
             // The same request came by another way at the same instant.
             (Err(error), Some(first)) if queue::is_repeated(&error) => {
                 return self.before(&specs, field, first).await?.ok_or_else(|| error.into());
@@ -101,7 +109,23 @@ impl JobsService {
             (done, _) => done?,
         };
         self.services.hub.want_scheduler();
-        self.all(&ids).await
+        match stored {
+            Some(jobs) => Ok(jobs),
+            None => self.all(&ids).await,
+        }
+    }
+
+    /// Stores a job together with what others submit at this moment; as it is then.
+    async fn store_one(&self, id: JobId, new: &NewJob) -> Result<pb::Job, AdmitError> {
+        let create_time = within(self.services.submissions.bring((id, new.clone()))).await??;
+        Ok(pb::Job {
+            name: id.name(),
+            state: pb::JobState::from(JobState::Queued).into(),
+            spec: Some(new.spec.clone()),
+            state_message: queue::held_at_first(new)?,
+            create_time: Some(convert::timestamp(create_time)),
+            ..pb::Job::default()
+        })
     }
 
     /// The jobs that this request made before, if it did.

@@ -28,8 +28,13 @@ use crate::{
 
 /// Heartbeats that still name a job after which it is told to stop again.
 const STOP_AGAIN: u64 = 3;
-/// Leases are renewed this often, for all that were heard of, in one statement.
-const RENEW: Duration = Duration::from_millis(500);
+/// Leases are renewed this often at least, for all that were heard of, in one statement; more often where leases are short.
+const RENEW: Duration = Duration::from_secs(1);
+/// Renewals in a lease's time, at least.
+const RENEWALS: u32 = 15;
+
+/// What jobs say, by job.
+type Specs = HashMap<JobId, pb::JobSpec>;
 
 /// The sending half of a coordinator.
 #[derive(Debug)]
@@ -38,18 +43,19 @@ pub struct Dispatcher {
     hub: Arc<Hub>,
     conductor: Conductor,
     poll: Duration,
+    renew: Duration,
     told: HashMap<(u64, RunId), Told>,
 }
 
 impl Dispatcher {
-    /// A dispatcher that looks at the rows at least every `poll`.
-    pub fn new(pool: PgPool, hub: Arc<Hub>, conductor: Conductor, poll: Duration) -> Self {
-        Self { pool, hub, conductor, poll, told: HashMap::new() }
+    /// A dispatcher that looks at the rows at least every `poll`, and renews leases of this length.
+    pub fn new(pool: PgPool, hub: Arc<Hub>, conductor: Conductor, poll: Duration, lease: Duration) -> Self {
+        Self { pool, hub, conductor, poll, renew: RENEW.min(lease / RENEWALS), told: HashMap::new() }
     }
 
     /// Runs until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut renew = tokio::time::interval(RENEW.min(self.poll));
+        let mut renew = tokio::time::interval(self.renew);
         renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(self.poll);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -91,13 +97,14 @@ impl Dispatcher {
             }
             by_worker.entry(held.worker).or_default().push(held);
         }
+        let specs = self.specs_to_tell(&streams, &by_worker).await?;
         let mut current = HashSet::new();
         let mut claims: HashMap<JobId, Vec<(&Connected, Claim)>> = HashMap::new();
         for stream in &streams {
             let places = by_worker.remove(&stream.worker).unwrap_or_default();
             for held in &places {
                 current.insert((stream.connection, held.run));
-                self.tell_about(stream, held).await?;
+                self.tell_about(stream, held, &specs).await?;
             }
             for (run, fence) in &stream.running {
                 current.insert((stream.connection, *run));
@@ -115,7 +122,26 @@ impl Dispatcher {
         Ok(waiting)
     }
 
-    async fn tell_about(&mut self, stream: &Connected, held: &Held) -> Result<(), DbError> {
+    /// What jobs say that somebody was not told about, read at once.
+    async fn specs_to_tell(
+        &self,
+        streams: &[Connected],
+        by_worker: &HashMap<WorkerId, Vec<Held>>,
+    ) -> Result<Specs, DbError> {
+        let mut jobs = HashSet::new();
+        for stream in streams {
+            let places = by_worker.get(&stream.worker).into_iter().flatten();
+            let untold = |held: &&Held| {
+                let told = self.told.get(&(stream.connection, held.run));
+                told.is_none_or(|told| told.assign.is_none()) && !stream.running.contains_key(&held.run)
+            };
+            let loading = places.filter(|held| held.phase == Phase::Loading || held.index.is_none());
+            jobs.extend(loading.filter(|held| !held.ready).filter(untold).map(|held| held.run.job));
+        }
+        queue::specs(&self.pool, jobs).await
+    }
+
+    async fn tell_about(&mut self, stream: &Connected, held: &Held, specs: &Specs) -> Result<(), DbError> {
         let key = (stream.connection, held.run);
         let before = self.told.get(&key).cloned().unwrap_or_default();
         let mut told = before.clone();
@@ -125,7 +151,7 @@ impl Dispatcher {
             heartbeats: stream.heartbeats,
         };
         for tell in next(held, &mut told, shown) {
-            if !self.tell(stream, held, tell).await? {
+            if !self.tell(stream, held, tell, specs).await? {
                 // It does not read, or it is gone: the next round tells it again.
                 told = before;
                 break;
@@ -136,13 +162,27 @@ impl Dispatcher {
     }
 
     /// False: it could not be told.
-    async fn tell(&self, stream: &Connected, held: &Held, tell: Tell) -> Result<bool, DbError> {
+    async fn tell(
+        &self,
+        stream: &Connected,
+        held: &Held,
+        tell: Tell,
+        specs: &Specs,
+    ) -> Result<bool, DbError> {
         let job = held.run.job.name();
         let message = match tell {
             Tell::Assign => {
-                let Some(spec) = queue::spec(&self.pool, held.run.job).await? else { return Ok(true) };
+                let job = held.run.job;
+                let spec = match specs.get(&job) {
+                    Some(spec) => Some(spec.clone()),
+                    // It is told again.
+                    None => queue::specs(&self.pool, [job]).await?.remove(&job),
+                };
+                let Some(spec) = spec else { return Ok(true) };
                 Down::Assign(assign(held, spec))
             }
+            // The conductor has told it since this round began.
+            Tell::Begin if !stream.begun.contains_key(&held.run) && self.has_begun(held) => return Ok(true),
             Tell::Begin => {
                 let begin = self.begin_message(held).await?;
                 return Ok(self.hub.begin(held.worker, held.run, &held.fence, begin));
@@ -164,6 +204,10 @@ impl Dispatcher {
             }
         };
         Ok(stream.outbox.try_send(Ok(pb::CoordinatorMessage { message: Some(message) })).is_ok())
+    }
+
+    fn has_begun(&self, held: &Held) -> bool {
+        self.hub.has_begun(held.worker, held.run, &held.fence)
     }
 
     /// Ends a place in its holder's stead.

@@ -101,7 +101,7 @@ pub(super) async fn advance_locked(tx: &mut Tx, moment: Moment<'_>, live: &Live)
 }
 
 /// The attempt as the rule sees it.
-fn view(live: &Live, places: &[Place], hub: &Hub) -> View {
+pub(super) fn view(live: &Live, places: &[Place], hub: &Hub) -> View {
     let parted = || places.iter().filter_map(|place| place.parted.as_ref());
     let waited = if parted().next().is_some() { hub.waited(live.job, &live.fence) } else { Duration::ZERO };
     View {
@@ -223,11 +223,13 @@ async fn open(
         events::append(tx, live.job, Event::new("generation", message, Some(&fence))).await?;
     }
     say_kinds(tx, live, &fence, &kinds).await?;
-    let member = |(index, place): (u32, &&Place)| {
-        let (worker, address) = (place.name.clone(), place.address.clone());
-        (place.worker, pb::Member { index, worker, address, place: place.place.0 })
-    };
     Ok(Advance::Opened(Opened { fence, members: (0..).zip(&chosen).map(member).collect() }))
+}
+
+/// A member as it is told, with its worker.
+pub(super) fn member((index, place): (u32, &&Place)) -> (WorkerId, pb::Member) {
+    let (worker, address) = (place.name.clone(), place.address.clone());
+    (place.worker, pb::Member { index, worker, address, place: place.place.0 })
 }
 
 /// The job knows now how many steps it has, and what one costs.
@@ -271,7 +273,7 @@ async fn remove(
 }
 
 /// The kinds of a gang's workers, sorted.
-fn kinds(members: &[&Place]) -> String {
+pub(super) fn kinds(members: &[&Place]) -> String {
     let kinds: std::collections::BTreeSet<&str> = members.iter().map(|place| place.kind.as_str()).collect();
     kinds.into_iter().collect::<Vec<_>>().join(", ")
 }

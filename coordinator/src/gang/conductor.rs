@@ -14,10 +14,16 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::advance::{Advance, Moment, Opened, advance};
+use super::{
+    Fenced,
+    advance::{Advance, Moment, Opened, advance},
+    finish::{Finish, finished_all},
+    ready::{Loaded, ready},
+};
 use crate::{
     checkpoints,
     db::{DbError, within},
+    group::Group,
     hub::Hub,
     ids::{JobId, PlaceNo, RunId, WorkerId},
     queue,
@@ -36,17 +42,76 @@ pub struct Conductor {
     adopting: Arc<Mutex<HashSet<JobId>>>,
     /// When jobs are to be looked at again.
     waking: Arc<Mutex<HashMap<JobId, Instant>>>,
+    words: Words,
+}
+
+/// What workers say that is written together.
+#[derive(Clone, Debug)]
+struct Words {
+    ready: Group<Loaded, Fenced<Advance>>,
+    ended: Group<Ended, Fenced<Advance>>,
+}
+
+/// A place whose holder says that its part is over.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Who says it.
+    pub worker: WorkerId,
+    /// Its place.
+    pub run: RunId,
+    /// What became of it.
+    pub outcome: pb::finished::Outcome,
+}
+
+impl Words {
+    fn new(pool: &PgPool, hub: &Arc<Hub>) -> Self {
+        let (of_ready, of_ended) = ((pool.clone(), Arc::clone(hub)), (pool.clone(), Arc::clone(hub)));
+        let ready = Group::new(move |said: Vec<Loaded>| {
+            let (pool, hub) = of_ready.clone();
+            async move { Ok(ready(&pool, Moment::of(&hub), &said).await?.into_iter().map(Ok).collect()) }
+        });
+        let ended = Group::new(move |said: Vec<Ended>| {
+            let (pool, hub) = of_ended.clone();
+            async move {
+                let finishes: Vec<Finish<'_>> = said.iter().map(Ended::finish).collect();
+                let done = finished_all(&pool, Moment::of(&hub), &finishes).await?;
+                Ok(done.into_iter().map(Ok).collect())
+            }
+        });
+        Self { ready, ended }
+    }
+}
+
+impl Ended {
+    fn finish(&self) -> Finish<'_> {
+        Finish { worker: self.worker, run: self.run, outcome: &self.outcome }
+    }
 }
 
 impl Conductor {
     /// One for this process.
     pub fn new(pool: PgPool, hub: Arc<Hub>, store: Store) -> Self {
-        Self { pool, hub, store, adopting: Arc::default(), waking: Arc::default() }
+        let words = Words::new(&pool, &hub);
+        Self { pool, hub, store, adopting: Arc::default(), waking: Arc::default(), words }
     }
 
     /// What this process knows beside the rows.
     pub fn moment(&self) -> Moment<'_> {
         Moment::of(&self.hub)
+    }
+
+    /// Stores that a place's holder has loaded, together with what others say at this moment, and carries its attempt on.
+    pub async fn ready(&self, loaded: Loaded) -> Result<Fenced<()>, DbError> {
+        let job = loaded.run.job;
+        match self.words.ready.bring(loaded).await? {
+            Fenced::Stale => Ok(Fenced::Stale),
+            Fenced::Done(advance) => Ok(Fenced::Done(self.follow(job, advance).await?)),
+        }
+    }
+
+    /// Ends a place by its holder's word, together with what others say at this moment.
+    pub async fn finished(&self, ended: Ended) -> Result<Fenced<Advance>, DbError> {
+        self.words.ended.bring(ended).await
     }
 
     /// Looks at a job's attempt, carries it on as far as it can go, and tells whom it concerns.
@@ -89,7 +154,11 @@ impl Conductor {
 
     /// Tells every member that is connected here to begin, without waiting for the dispatcher.
     async fn tell_begin(&self, job: JobId, opened: &Opened) -> Result<(), DbError> {
-        let resume = checkpoints::resumable(&self.pool, job, &opened.fence).await?;
+        // The first generation of all has none before it.
+        let resume = match opened.fence.attempt == 1 && opened.fence.generation == 1 {
+            true => Vec::new(),
+            false => checkpoints::resumable(&self.pool, job, &opened.fence).await?,
+        };
         let members = opened.members.iter().map(|(_, member)| member.clone()).collect();
         let begin = pb::Begin { job: job.name(), fence: Some((&opened.fence).into()), members, resume };
         for (worker, member) in &opened.members {

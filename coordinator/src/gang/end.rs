@@ -1,17 +1,19 @@
 //! How attempts end: in success or failure, cancelled, given back, or lost.
 
+use std::collections::HashSet;
+
 use lorafleet_proto::v1 as pb;
-use sqlx::PgPool;
+use lorafleet_store::CheckpointId;
+use sqlx::{PgExecutor, PgPool};
 
 use super::why;
 use crate::{
-    checkpoints,
     db::{DbError, Tx},
     events::{self, Event},
-    ids::{Fence, JobId, RunId},
+    ids::{Fence, JobId, RunId, WorkerId},
     job::{Cause, Illegal, JobState, MemberOutcome, Phase, Yielding, infrastructure_failures},
     leadership::Leadership,
-    queue::{self, Live, Place},
+    queue::{self, Live, Look, Place, Success},
 };
 
 /// Why a job could not be cancelled, paused or resumed.
@@ -86,28 +88,32 @@ pub(super) async fn close(tx: &mut Tx, live: &Live, message: &str) -> Result<(),
     events::append(tx, live.job, Event::new("lost", message, Some(&live.fence))).await
 }
 
-/// Ends the job in success, with its final checkpoint.
-pub(super) async fn succeed(
-    tx: &mut Tx,
-    live: &Live,
-    written_under: &Fence,
+/// What a job's end well leaves behind, by the word of a member under `fence`.
+pub(super) fn succeeding<'a>(
+    (worker, run): (WorkerId, RunId),
+    fence: Fence,
+    id: CheckpointId,
+    checkpoint: &'a pb::Checkpoint,
     succeeded: &pb::Succeeded,
-) -> Result<(), DbError> {
-    let checkpoint = succeeded.checkpoint.as_ref();
-    let id = checkpoint.and_then(|c| checkpoints::belongs_to(c, live.job, written_under));
-    let (Some(checkpoint), Some(id)) = (checkpoint, id) else {
-        let message = "a member reported success without a final checkpoint of its own gang";
-        return end_job(tx, live, Cause::Failed, "failed", message).await;
-    };
-    checkpoints::insert(tx, live.job, &id, checkpoint, true).await?;
+) -> Success<'a> {
     let result =
         pb::JobResult { checkpoint: checkpoint.name.clone(), ..succeeded.result.clone().unwrap_or_default() };
-    queue::record_result(tx, live.job, &result).await?;
     // Said here too: what a member reported just before its end may come too late to be stored.
     let early =
         if result.stopped_early { ", early: evaluations no longer got better (eval.patience)" } else { "" };
     let message = format!("finished after step {}{early}", id.step());
-    end_job(tx, live, Cause::Succeeded, "succeeded", &message).await
+    Success { worker, run, fence, id, checkpoint, result, message }
+}
+
+/// Ends jobs in success; see [`queue::succeed_all`].
+pub(super) async fn succeed_all(
+    executor: impl PgExecutor<'_>,
+    look: Look,
+    successes: &[Success<'_>],
+) -> Result<HashSet<RunId>, DbError> {
+    let change =
+        JobState::Running.on(Cause::Succeeded).map_err(|illegal| DbError::Data(illegal.to_string()))?;
+    queue::succeed_all(executor, change, look, successes).await
 }
 
 /// Ends an attempt whose members are all gone: back to the queue, or failed when that happened too often.

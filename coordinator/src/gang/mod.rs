@@ -8,6 +8,7 @@ mod end;
 mod finish;
 mod limits;
 mod pause;
+mod ready;
 mod reclaim;
 mod reports;
 mod resize;
@@ -15,15 +16,16 @@ mod start;
 mod why;
 
 pub use advance::Moment;
-pub use conductor::Conductor;
+pub use conductor::{Conductor, Ended};
 pub use end::{ChangeError, cancel, cancel_because, give_up_loading};
 pub use finish::{Finish, finished, member_gone};
 pub use limits::{end_overdue, release, settle};
 pub use pause::{pause, preempt, resume};
+pub use ready::Loaded;
 pub use reclaim::{Answer, Claim, reclaim};
 pub use reports::{checkpoint_written, parted, report};
 pub use resize::{grow, shrink};
-pub use start::start;
+pub use start::start_all;
 
 /// The answer to a write that a worker caused.
 #[derive(Clone, Debug, PartialEq, Eq)]

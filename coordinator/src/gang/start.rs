@@ -2,63 +2,57 @@
 
 use sqlx::PgPool;
 
-use super::{count, text_list};
 use crate::{
     db::{DbError, Tx},
-    events::{self, Event},
     ids::{Fence, JobId, PlaceNo, RunId},
-    job::{Cause, Phase},
+    job::{Cause, JobState, Phase},
     leadership::Leadership,
-    queue,
+    metrics, queue,
     scheduler::Place,
 };
 
-/// Starts an attempt of a queued job on a gang: job, attempt and places in one transaction. False when somebody was
-/// faster, a worker of the plan is gone, or this coordinator leads no more.
-pub async fn start(
+/// Starts an attempt of each of these queued jobs on its gang: jobs, attempts and places in one transaction. Returns
+/// those that were started: not where somebody was faster, a worker of the plan is gone, or this coordinator leads no
+/// more.
+pub async fn start_all(
     pool: &PgPool,
     leadership: &Leadership,
-    job: JobId,
-    places: &[Place],
-) -> Result<bool, DbError> {
-    match try_start(pool, leadership, job, places).await {
-        // Another coordinator gave one of the slots away, or started the job, at the same instant.
-        Err(error) if error.unique_violation().is_some() => Ok(false),
-        other => other,
+    jobs: &[(JobId, &[Place])],
+) -> Result<Vec<JobId>, DbError> {
+    let mut started = Vec::new();
+    match start_together(pool, leadership, jobs).await {
+        // Another coordinator gave one of the slots away at the same instant: the others start without that job.
+        Err(error) if error.unique_violation().is_some() && jobs.len() > 1 => {
+            for job in jobs {
+                match start_together(pool, leadership, std::slice::from_ref(job)).await {
+                    Err(error) if error.unique_violation().is_some() => {}
+                    other => started.extend(other?),
+                }
+            }
+        }
+        Err(error) if error.unique_violation().is_some() => {}
+        other => started.extend(other?),
     }
+    Ok(started)
 }
 
-async fn try_start(
+async fn start_together(
     pool: &PgPool,
     leadership: &Leadership,
-    job: JobId,
-    places: &[Place],
-) -> Result<bool, DbError> {
-    let mut tx = pool.begin().await?;
-    if !leadership.holds(&mut tx).await? {
-        return Ok(false);
+    jobs: &[(JobId, &[Place])],
+) -> Result<Vec<JobId>, DbError> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
     }
-    let Some((state, before)) = queue::lock(&mut tx, job).await? else { return Ok(false) };
-    let Ok(change) = state.on(Cause::Started) else { return Ok(false) };
-    let fence = Fence::loading(before.attempt + 1);
-    if !queue::transition(&mut tx, job, change, "").await? {
-        return Ok(false);
-    }
-    let opened = queue::open_attempt(&mut tx, job, &fence, places.len()).await?;
-    for place in places {
-        if queue::add_place(&mut tx, job, fence.attempt, *place).await?.is_none() {
-            return Ok(false);
+    let change = JobState::Queued.on(Cause::Started).map_err(|illegal| DbError::Data(illegal.to_string()))?;
+    let started = queue::start_all(pool, leadership, change, jobs).await?;
+    for job in &started {
+        metrics::transition(change);
+        if job.attempt == 1 {
+            metrics::queue_wait(job.waited);
         }
     }
-    let placed = queue::places(&mut tx, job, &fence).await?;
-    let names = text_list(placed.iter().map(|place| place.name.as_str()));
-    let message = format!("attempt {} on {}: {names}", fence.attempt, count(places.len(), "worker"));
-    events::append(&mut tx, job, Event::new("started", message, Some(&fence))).await?;
-    tx.commit().await?;
-    if fence.attempt == 1 {
-        crate::metrics::queue_wait(opened.waited);
-    }
-    Ok(true)
+    Ok(started.into_iter().map(|started| started.job).collect())
 }
 
 /// Lets one more worker into a gang that trains under `fence`: it gets a place, loads, and becomes a member at the next

@@ -1,6 +1,4 @@
-//! Attempts: opened, closed, listed.
-
-use std::time::Duration;
+//! Attempts: closed, listed.
 
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
@@ -13,50 +11,22 @@ use crate::{
     job::AttemptState,
 };
 
-/// What was opened.
-#[derive(Clone, Copy, Debug)]
-pub struct Opened {
-    /// Time since the job was submitted.
-    pub waited: Duration,
-}
-
-/// Opens an attempt that loads, for `size` places. The caller holds the job's lock and has moved it to RUNNING.
-pub async fn open_attempt(
-    tx: &mut PgConnection,
-    job: JobId,
-    fence: &Fence,
-    size: usize,
-) -> Result<Opened, DbError> {
-    let row = sqlx::query!(
-        r#"with opened as (
-             insert into attempts (job_id, attempt, steps_before) select job_id, $2, step from jobs where job_id = $1
-           ) update jobs set attempt = $2, generation = $3, generation_id = $4, world_size = $5
-             where job_id = $1
-             returning extract(epoch from now() - create_time)::float8 as "waited!""#,
-        job.0,
-        fence.attempt_i32(),
-        fence.generation_i32(),
-        fence.generation_id,
-        convert::to_i32(u32::try_from(size).unwrap_or(u32::MAX)),
-    )
-    .fetch_one(tx)
-    .await?;
-    Ok(Opened { waited: Duration::try_from_secs_f64(row.waited).unwrap_or_default() })
-}
-
 /// A job's number of steps is known. The caller holds its lock.
 pub async fn set_plan(tx: &mut PgConnection, job: JobId, ready: &pb::Ready) -> Result<(), DbError> {
-    // Whatever a worker of another build may say: sums of it stay numbers.
-    let flops = Some(ready.flops_per_token).filter(|flops| flops.is_finite() && *flops >= 0.0);
     sqlx::query!(
         "update jobs set total_steps = $2, flops_per_token = $3 where job_id = $1",
         job.0,
         convert::to_i64(ready.total_steps),
-        flops.unwrap_or(0.0),
+        flops_per_token(ready),
     )
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// What one token costs. Whatever a worker of another build may say: sums of it stay numbers.
+pub(super) fn flops_per_token(ready: &pb::Ready) -> f64 {
+    Some(ready.flops_per_token).filter(|flops| flops.is_finite() && *flops >= 0.0).unwrap_or(0.0)
 }
 
 /// A live attempt begins to close, for a reason. The caller holds the job's lock. The first reason stays.

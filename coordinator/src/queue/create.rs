@@ -1,17 +1,17 @@
 //! How jobs come into being: stored with their first event, what they ask of the queue, and what they come after.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
-use sqlx::{PgConnection, PgPool, types::Json};
+use sqlx::{PgConnection, PgExecutor, PgPool, types::Json};
 use uuid::Uuid;
 
 use super::{HeldBy, parse_job_state};
 use crate::{
     convert,
-    db::DbError,
-    events::{self, Event},
+    db::{DbError, text},
+    events,
     ids::{JobId, TenantId},
     job::JobState,
     quota::{self, AdmitError},
@@ -29,8 +29,7 @@ pub struct NewJob {
 /// Stores jobs under ids of the caller's choice, all or none; each may come after those before it.
 pub async fn create_all(pool: &PgPool, news: &[(JobId, &NewJob)]) -> Result<Vec<JobId>, AdmitError> {
     let mut tx = pool.begin().await?;
-    let said = |new: &NewJob| format!("job {} was submitted", new.spec.display_name);
-    let saying: Vec<_> = news.iter().map(|(job, new)| (*job, *new, said(new))).collect();
+    let saying: Vec<_> = news.iter().map(|(job, new)| (*job, *new, submitted(new))).collect();
     insert_all(&mut tx, &saying).await?;
     tx.commit().await?;
     Ok(news.iter().map(|(job, _)| *job).collect())
@@ -65,42 +64,188 @@ async fn insert_as(
     new: &NewJob,
     message: &str,
 ) -> Result<Option<TenantId>, DbError> {
-    let workers = new.spec.workers.unwrap_or_default();
-    let queue = new.spec.queue.clone().unwrap_or_default();
-    let not_before = time(&queue.not_before)?;
-    let after = queue.after.iter().map(|name| JobId::from_name(name)).collect::<Result<Vec<_>, _>>();
-    let after = after.map_err(|error| DbError::Data(error.to_string()))?;
-    let why = HeldBy { after: after.clone(), until: not_before }.to_string();
-    let made = sqlx::query!(
-        r#"insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority, not_before, deadline,
-                           max_run_seconds, selector, retries, held, ready_time, state_message, tenant_id)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, nullif($9, 0::bigint), $10, $11, $12, $7, $13,
-                 (select tenant_id from tenants where name = $14))
-         returning tenant_id, (select t.max_queued is not null or t.max_stored_bytes is not null from tenants t
-                               where t.tenant_id = jobs.tenant_id) as "limited!""#,
-        job.0,
-        new.request_id,
-        Json(&new.spec) as _,
-        convert::to_i32(workers.min),
-        convert::to_i32(workers.max),
-        new.spec.priority,
-        not_before,
-        time(&queue.deadline)?,
-        convert::to_i64(queue.max_run_seconds),
-        Json(&queue.selector) as _,
-        convert::to_i32(queue.retries),
-        !why.is_empty(),
-        why,
-        new.spec.tenant,
-    )
-    .fetch_one(&mut *tx)
-    .await?;
+    let after = after(new)?;
+    let mut columns = Columns::default();
+    columns.push(job, new, &after, message.to_owned())?;
+    let made = insert(&mut *tx, &columns, Limited::Too).await?;
     insert_after(tx, job, &after).await?;
-    events::append(tx, job, Event::new("created", message, None)).await?;
-    if !why.is_empty() {
-        events::append(tx, job, Event::new("held", why, None)).await?;
+    Ok(made.first().and_then(|made| made.limited))
+}
+
+/// Stores jobs that come after no others, in one statement; each by itself where one of them cannot be stored, or where
+/// its tenant has a quota on submissions. Says when each was stored.
+pub async fn create_apart(
+    pool: &PgPool,
+    news: &[(JobId, NewJob)],
+) -> Result<Vec<Result<DateTime<Utc>, AdmitError>>, DbError> {
+    let made = match create_together(pool, news).await {
+        Err(error) if error.is_transient() => return Err(error),
+        Err(_) => HashMap::new(),
+        Ok(made) => made,
+    };
+    let mut results = Vec::with_capacity(news.len());
+    for new in news {
+        results.push(match made.get(&new.0.0) {
+            Some(time) => Ok(*time),
+            None => create_alone(pool, new).await,
+        });
     }
-    Ok(made.limited.then_some(TenantId(made.tenant_id)))
+    Ok(results)
+}
+
+async fn create_together(
+    pool: &PgPool,
+    news: &[(JobId, NewJob)],
+) -> Result<HashMap<Uuid, DateTime<Utc>>, DbError> {
+    let mut columns = Columns::default();
+    for (job, new) in news {
+        columns.push(*job, new, &[], submitted(new))?;
+    }
+    let made = insert(pool, &columns, Limited::Not).await?;
+    Ok(made.into_iter().map(|made| (made.job, made.time)).collect())
+}
+
+async fn create_alone(pool: &PgPool, (job, new): &(JobId, NewJob)) -> Result<DateTime<Utc>, AdmitError> {
+    let mut columns = Columns::default();
+    columns.push(*job, new, &[], submitted(new))?;
+    let mut tx = pool.begin().await?;
+    let made = insert(&mut *tx, &columns, Limited::Too).await?;
+    let made =
+        made.first().ok_or_else(|| DbError::Data("a job that was not stored, nor refused".to_owned()))?;
+    let limited: BTreeMap<TenantId, u64> = made.limited.map(|tenant| (tenant, 1)).into_iter().collect();
+    quota::admit(&mut tx, &limited).await?;
+    tx.commit().await?;
+    Ok(made.time)
+}
+
+fn submitted(new: &NewJob) -> String {
+    format!("job {} was submitted", new.spec.display_name)
+}
+
+/// The jobs that one comes after.
+fn after(new: &NewJob) -> Result<Vec<JobId>, DbError> {
+    let names = new.spec.queue.iter().flat_map(|queue| &queue.after);
+    let after = names.map(|name| JobId::from_name(name)).collect::<Result<_, _>>();
+    after.map_err(|error| DbError::Data(error.to_string()))
+}
+
+/// Why a job that was just stored is held, if it is; this is what it says then.
+pub fn held_at_first(new: &NewJob) -> Result<String, DbError> {
+    let until = new.spec.queue.as_ref().map_or(Ok(None), |queue| time(&queue.not_before))?;
+    Ok(HeldBy { after: after(new)?, until }.to_string())
+}
+
+/// Jobs as the arrays that one statement stores, one entry a job.
+#[derive(Default)]
+struct Columns<'a> {
+    job: Vec<Uuid>,
+    request: Vec<Option<Uuid>>,
+    spec: Vec<Json<&'a pb::JobSpec>>,
+    min: Vec<i32>,
+    max: Vec<i32>,
+    priority: Vec<i32>,
+    not_before: Vec<Option<DateTime<Utc>>>,
+    deadline: Vec<Option<DateTime<Utc>>>,
+    max_run_seconds: Vec<i64>,
+    selector: Vec<Json<BTreeMap<String, String>>>,
+    retries: Vec<i32>,
+    tenant: Vec<&'a str>,
+    held: Vec<String>,
+    message: Vec<String>,
+}
+
+impl<'a> Columns<'a> {
+    fn push(&mut self, job: JobId, new: &'a NewJob, after: &[JobId], message: String) -> Result<(), DbError> {
+        let workers = new.spec.workers.unwrap_or_default();
+        let queue = new.spec.queue.clone().unwrap_or_default();
+        let not_before = time(&queue.not_before)?;
+        self.deadline.push(time(&queue.deadline)?);
+        self.held.push(HeldBy { after: after.to_vec(), until: not_before }.to_string());
+        self.not_before.push(not_before);
+        self.job.push(job.0);
+        self.request.push(new.request_id);
+        self.spec.push(Json(&new.spec));
+        self.min.push(convert::to_i32(workers.min));
+        self.max.push(convert::to_i32(workers.max));
+        self.priority.push(new.spec.priority);
+        self.max_run_seconds.push(convert::to_i64(queue.max_run_seconds));
+        self.selector.push(Json(queue.selector));
+        self.retries.push(convert::to_i32(queue.retries));
+        self.tenant.push(&new.spec.tenant);
+        self.message.push(text(&message, events::MAX_MESSAGE));
+        Ok(())
+    }
+}
+
+/// Whether jobs of tenants with a quota on submissions are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limited {
+    /// They are left out.
+    Not,
+    /// They are stored; the caller asks the quota before it commits.
+    Too,
+}
+
+/// A job that was stored.
+struct Made {
+    job: Uuid,
+    time: DateTime<Utc>,
+    /// Its tenant, where that has a quota on submissions.
+    limited: Option<TenantId>,
+}
+
+/// Stores jobs in this order, each with its first events.
+async fn insert(
+    executor: impl PgExecutor<'_>,
+    columns: &Columns<'_>,
+    limited: Limited,
+) -> Result<Vec<Made>, DbError> {
+    let rows = sqlx::query!(
+        r#"with new as (
+           select n.*, t.tenant_id, coalesce(t.max_queued is not null or t.max_stored_bytes is not null, false) as limited
+           from unnest($1::uuid[], $2::uuid[], $3::jsonb[], $4::int[], $5::int[], $6::int[],
+             $7::timestamptz[], $8::timestamptz[], $9::bigint[], $10::jsonb[], $11::int[], $12::text[], $13::text[], $14::text[])
+             with ordinality n (job_id, request_id, spec, workers_min, workers_max, priority, not_before, deadline,
+               max_run_seconds, selector, retries, tenant, why, message, place)
+           left join tenants t on t.name = n.tenant
+         ), made as (
+           insert into jobs (job_id, request_id, spec, workers_min, workers_max, priority, not_before, deadline,
+                             max_run_seconds, selector, retries, held, ready_time, state_message, tenant_id, last_event)
+           select job_id, request_id, spec, workers_min, workers_max, priority, not_before, deadline,
+                  nullif(max_run_seconds, 0), selector, retries, why <> '', not_before, why,
+                  tenant_id, case when why <> '' then 2 else 1 end
+           from new where $15 or not limited order by place
+           returning job_id, create_time
+         ), told as (
+           insert into job_events (job_id, number, kind, message)
+           select job_id, 1, 'created', message from new where $15 or not limited
+           union all select job_id, 2, 'held', why from new where why <> '' and ($15 or not limited)
+         ) select m.job_id, m.create_time, case when n.limited then n.tenant_id end as limited
+           from made m join new n on n.job_id = m.job_id"#,
+        &columns.job,
+        &columns.request as _,
+        &columns.spec as _,
+        &columns.min,
+        &columns.max,
+        &columns.priority,
+        &columns.not_before as _,
+        &columns.deadline as _,
+        &columns.max_run_seconds,
+        &columns.selector as _,
+        &columns.retries,
+        &columns.tenant as _,
+        &columns.held,
+        &columns.message,
+        limited == Limited::Too,
+    )
+    .fetch_all(executor)
+    .await?;
+    let made = |row: (Uuid, DateTime<Utc>, Option<Uuid>)| Made {
+        job: row.0,
+        time: row.1,
+        limited: row.2.map(TenantId),
+    };
+    Ok(rows.into_iter().map(|row| made((row.job_id, row.create_time, row.limited))).collect())
 }
 
 /// The others' rows are locked against an end that this job would not hear of.

@@ -1,5 +1,7 @@
 //! Jobs: stored, read, locked by fence, and moved through the state machine.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
 use sqlx::{PgConnection, PgPool, types::Json};
@@ -147,13 +149,22 @@ pub async fn belongs(pool: &PgPool, job: JobId, tenant: TenantId) -> Result<bool
     Ok(belongs.fetch_one(pool).await?)
 }
 
-/// What a job says.
-pub async fn spec(pool: &PgPool, job: JobId) -> Result<Option<pb::JobSpec>, DbError> {
-    let row =
-        sqlx::query_scalar!(r#"select spec as "spec: Json<pb::JobSpec>" from jobs where job_id = $1"#, job.0)
-            .fetch_optional(pool)
-            .await?;
-    Ok(row.map(|spec| spec.0))
+/// What jobs say.
+pub async fn specs(
+    pool: &PgPool,
+    jobs: impl IntoIterator<Item = JobId>,
+) -> Result<HashMap<JobId, pb::JobSpec>, DbError> {
+    let ids: Vec<Uuid> = jobs.into_iter().map(|job| job.0).collect();
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = sqlx::query!(
+        r#"select job_id, spec as "spec: Json<pb::JobSpec>" from jobs where job_id = any($1)"#,
+        &ids
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (JobId(row.job_id), row.spec.0)).collect())
 }
 
 /// Locks a running job's row, if `fence` is its fence. `None`: the fence is stale.
@@ -161,34 +172,62 @@ pub async fn lock_live(tx: &mut PgConnection, job: JobId, fence: &Fence) -> Resu
     Ok(lock_running(tx, job).await?.filter(|live| live.fence == *fence))
 }
 
-/// Locks a job's row; `None` when it does not run. What it says of the attempt is read under the lock, so that it is as
-/// new as the fence.
+/// Locks a job's row; `None` when it does not run.
 pub async fn lock_running(tx: &mut PgConnection, job: JobId) -> Result<Option<Live>, DbError> {
-    let Some((JobState::Running, fence)) = lock(&mut *tx, job).await? else { return Ok(None) };
-    let row = sqlx::query!(
-        r#"select j.step, j.infrastructure_failures, j.workers_min, j.kinds, j.yielding, a.phase, a.message, a.steps_before,
-                  coalesce(g.start_step, 0) as "start_step!"
+    Ok(lock_all(tx, [job]).await?.remove(&job))
+}
+
+/// Locks the rows of these jobs, in one order everywhere, and gives those that run.
+pub async fn lock_all(
+    tx: &mut PgConnection,
+    jobs: impl IntoIterator<Item = JobId>,
+) -> Result<HashMap<JobId, Live>, DbError> {
+    let jobs: Vec<Uuid> = jobs.into_iter().map(|job| job.0).collect();
+    let rows = sqlx::query!(
+        "select job_id, state, attempt, generation, generation_id from jobs where job_id = any($1)
+         order by job_id for no key update",
+        &jobs,
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut fences = HashMap::with_capacity(rows.len());
+    for row in rows {
+        if parse_state(&row.state)? == JobState::Running {
+            let (attempt, generation) = (convert::to_u32(row.attempt), convert::to_u32(row.generation));
+            fences.insert(row.job_id, Fence { attempt, generation, generation_id: row.generation_id });
+        }
+    }
+    let running: Vec<Uuid> = fences.keys().copied().collect();
+    // A statement of its own, so that what it says of the attempts is as new as the locked rows.
+    let rows = sqlx::query!(
+        r#"select j.job_id, j.step, j.infrastructure_failures, j.workers_min, j.kinds, j.yielding, a.phase, a.message,
+                  a.steps_before, coalesce(g.start_step, 0) as "start_step!"
            from jobs j join attempts a on a.job_id = j.job_id and a.attempt = j.attempt
            left join generations g on g.job_id = j.job_id and g.attempt = j.attempt and g.generation = j.generation
-           where j.job_id = $1"#,
-        job.0,
+           where j.job_id = any($1)"#,
+        &running,
     )
-    .fetch_optional(tx)
+    .fetch_all(tx)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(Live {
-        job,
-        fence,
-        phase: Phase::parse(&row.phase).ok_or_else(|| DbError::Data(format!("phase {}", row.phase)))?,
-        min: convert::to_u32(row.workers_min),
-        kinds: row.kinds,
-        start_step: convert::to_u64(row.start_step),
-        step: convert::to_u64(row.step),
-        steps_before: convert::to_u64(row.steps_before),
-        infrastructure_failures: convert::to_u32(row.infrastructure_failures),
-        message: row.message,
-        yielding: row.yielding.as_deref().map(super::life::parse_yielding).transpose()?,
-    }))
+    let mut lives = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let (job, Some(fence)) = (JobId(row.job_id), fences.remove(&row.job_id)) else { continue };
+        let live = Live {
+            job,
+            fence,
+            phase: Phase::parse(&row.phase).ok_or_else(|| DbError::Data(format!("phase {}", row.phase)))?,
+            min: convert::to_u32(row.workers_min),
+            kinds: row.kinds,
+            start_step: convert::to_u64(row.start_step),
+            step: convert::to_u64(row.step),
+            steps_before: convert::to_u64(row.steps_before),
+            infrastructure_failures: convert::to_u32(row.infrastructure_failures),
+            message: row.message,
+            yielding: row.yielding.as_deref().map(super::life::parse_yielding).transpose()?,
+        };
+        lives.insert(job, live);
+    }
+    Ok(lives)
 }
 
 /// Locks a job's row, whatever its state; gives the state and the fence of its live or last attempt.
@@ -259,14 +298,6 @@ pub async fn transition(
         crate::metrics::transition(change);
     }
     Ok(moved)
-}
-
-/// Writes down what came of a job. The caller holds its lock.
-pub async fn record_result(tx: &mut PgConnection, job: JobId, result: &pb::JobResult) -> Result<(), DbError> {
-    sqlx::query!("update jobs set result = $2 where job_id = $1", job.0, Json(result) as _)
-        .execute(tx)
-        .await?;
-    Ok(())
 }
 
 /// Writes down the count of infrastructure failures. The caller holds the job's lock.

@@ -1,5 +1,7 @@
 //! Places in attempts: who holds which, what its holder said about it, and how its part ended.
 
+use std::collections::{HashMap, HashSet};
+
 use lorafleet_proto::v1 as pb;
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
@@ -57,39 +59,54 @@ pub struct Orphan {
 
 /// The places of an attempt that are live or members under `fence`, by number; before the first generation all of them.
 pub async fn places(tx: &mut PgConnection, job: JobId, fence: &Fence) -> Result<Vec<Place>, DbError> {
+    Ok(places_of(tx, [(job, fence)]).await?.remove(&job).unwrap_or_default())
+}
+
+/// The same for many attempts, each of another job.
+pub async fn places_of(
+    tx: &mut PgConnection,
+    attempts: impl IntoIterator<Item = (JobId, &Fence)>,
+) -> Result<HashMap<JobId, Vec<Place>>, DbError> {
+    let (mut job, mut attempt, mut generation) = (Vec::new(), Vec::new(), Vec::new());
+    for (of, fence) in attempts {
+        job.push(of.0);
+        attempt.push(fence.attempt_i32());
+        generation.push(fence.generation_i32());
+    }
     let rows = sqlx::query!(
-        r#"select p.place, m.index as "index?", p.worker_id, p.worker, p.address, p.kind,
+        r#"select p.job_id, p.place, m.index as "index?", p.worker_id, p.worker, p.address, p.kind,
                   p.ready as "ready: Json<pb::Ready>", p.parted as "parted: Json<pb::Parted>", p.outcome, p.message,
                   coalesce(l.closed, true) as "closed!"
-           from places p
+           from unnest($1::uuid[], $2::int[], $3::int[]) w (job_id, attempt, generation)
+           join places p on p.job_id = w.job_id and p.attempt = w.attempt
            left join members m on m.job_id = p.job_id and m.attempt = p.attempt and m.place = p.place
-                and m.generation = $3
+                and m.generation = w.generation
            left join worker_leases l on l.worker_id = p.worker_id
-           where p.job_id = $1 and p.attempt = $2 and (p.live or m.index is not null or $3 = 0)
-           order by p.place"#,
-        job.0,
-        fence.attempt_i32(),
-        fence.generation_i32(),
+           where p.live or m.index is not null or w.generation = 0
+           order by p.job_id, p.place"#,
+        &job,
+        &attempt,
+        &generation,
     )
     .fetch_all(tx)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Place {
-                place: PlaceNo(convert::to_u32(row.place)),
-                index: row.index.map(convert::to_u32),
-                worker: WorkerId(row.worker_id),
-                name: row.worker,
-                address: row.address,
-                kind: row.kind,
-                ready: row.ready.map(|ready| ready.0),
-                parted: row.parted.map(|parted| parted.0),
-                outcome: row.outcome.as_deref().map(parse_outcome).transpose()?,
-                message: row.message,
-                closed: row.closed,
-            })
-        })
-        .collect()
+    let mut places: HashMap<JobId, Vec<Place>> = HashMap::new();
+    for row in rows {
+        places.entry(JobId(row.job_id)).or_default().push(Place {
+            place: PlaceNo(convert::to_u32(row.place)),
+            index: row.index.map(convert::to_u32),
+            worker: WorkerId(row.worker_id),
+            name: row.worker,
+            address: row.address,
+            kind: row.kind,
+            ready: row.ready.map(|ready| ready.0),
+            parted: row.parted.map(|parted| parted.0),
+            outcome: row.outcome.as_deref().map(parse_outcome).transpose()?,
+            message: row.message,
+            closed: row.closed,
+        });
+    }
+    Ok(places)
 }
 
 /// Gives a worker a new place in an attempt. The caller holds the job's lock. `None`: the worker is gone or draining.
@@ -131,28 +148,28 @@ pub async fn set_leaving(tx: &mut PgConnection, run: RunId, reason: &str) -> Res
     Ok(done.rows_affected() == 1)
 }
 
-/// A place's holder has loaded base and data; what it said first stays. False: it holds no such place of the job's live
-/// attempt.
+/// Holders of places have loaded base and data; what each said first stays. Returns the places that they hold. The caller
+/// has the jobs' locks, and names only places of live attempts.
 pub async fn set_ready(
-    pool: &PgPool,
-    worker: WorkerId,
-    run: RunId,
-    ready: &pb::Ready,
-) -> Result<bool, DbError> {
-    let done = sqlx::query!(
-        "update places p set ready = coalesce(p.ready, $5)
-         from jobs j
-         where p.job_id = $1 and p.attempt = $2 and p.place = $3 and p.worker_id = $4 and p.live
-           and j.job_id = $1 and j.state = 'RUNNING' and j.attempt = $2",
-        run.job.0,
-        convert::to_i32(run.attempt),
-        run.place.to_i32(),
-        worker.0,
-        Json(ready) as _,
+    tx: &mut PgConnection,
+    ready: &[(WorkerId, RunId, &pb::Ready)],
+) -> Result<HashSet<RunId>, DbError> {
+    let runs = Runs::of(ready.iter().map(|(worker, run, _)| (*worker, *run)));
+    let said: Vec<Json<&pb::Ready>> = ready.iter().map(|(_, _, ready)| Json(*ready)).collect();
+    let rows = sqlx::query!(
+        "update places p set ready = coalesce(p.ready, w.ready)
+         from unnest($1::uuid[], $2::int[], $3::int[], $4::uuid[], $5::jsonb[]) w (job_id, attempt, place, worker_id, ready)
+         where p.job_id = w.job_id and p.attempt = w.attempt and p.place = w.place and p.worker_id = w.worker_id and p.live
+         returning p.job_id, p.attempt, p.place",
+        &runs.job,
+        &runs.attempt,
+        &runs.place,
+        &runs.worker,
+        &said as _,
     )
-    .execute(pool)
+    .fetch_all(tx)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(rows.into_iter().map(|row| run_of(row.job_id, row.attempt, row.place)).collect())
 }
 
 /// A member has left the collective of the generation under `fence`; what it says last stays. False: that is not the
@@ -183,6 +200,19 @@ pub async fn set_parted(
     Ok(done.rows_affected() == 1)
 }
 
+/// The end of a worker's part in an attempt.
+#[derive(Clone, Debug)]
+pub struct PlaceEnd {
+    /// The holder.
+    pub worker: WorkerId,
+    /// The place.
+    pub run: RunId,
+    /// How it ended.
+    pub outcome: MemberOutcome,
+    /// The same for people.
+    pub message: String,
+}
+
 /// Ends a place, which frees its slot; the attempt need not be live. Returns its holder's name, or nothing when this
 /// worker holds no such place.
 pub async fn end_place(
@@ -192,20 +222,31 @@ pub async fn end_place(
     outcome: MemberOutcome,
     message: &str,
 ) -> Result<Option<String>, DbError> {
-    let name = sqlx::query_scalar!(
-        "update places set live = false, outcome = $5, message = $6, end_time = now()
-         where job_id = $1 and attempt = $2 and place = $3 and worker_id = $4 and live
-         returning worker",
-        run.job.0,
-        convert::to_i32(run.attempt),
-        run.place.to_i32(),
-        worker.0,
-        outcome.as_str(),
-        text(message, MAX_MESSAGE),
+    let end = PlaceEnd { worker, run, outcome, message: message.to_owned() };
+    Ok(end_places(tx, &[end]).await?.remove(&run))
+}
+
+/// The same for many: the names of those that held their places.
+pub async fn end_places(tx: &mut PgConnection, ends: &[PlaceEnd]) -> Result<HashMap<RunId, String>, DbError> {
+    let runs = Runs::of(ends.iter().map(|end| (end.worker, end.run)));
+    let outcomes: Vec<String> = ends.iter().map(|end| end.outcome.as_str().to_owned()).collect();
+    let messages: Vec<String> = ends.iter().map(|end| text(&end.message, MAX_MESSAGE)).collect();
+    let rows = sqlx::query!(
+        "update places p set live = false, outcome = w.outcome, message = w.message, end_time = now()
+         from unnest($1::uuid[], $2::int[], $3::int[], $4::uuid[], $5::text[], $6::text[])
+           w (job_id, attempt, place, worker_id, outcome, message)
+         where p.job_id = w.job_id and p.attempt = w.attempt and p.place = w.place and p.worker_id = w.worker_id and p.live
+         returning p.job_id, p.attempt, p.place, p.worker",
+        &runs.job,
+        &runs.attempt,
+        &runs.place,
+        &runs.worker,
+        &outcomes,
+        &messages,
     )
-    .fetch_optional(tx)
+    .fetch_all(tx)
     .await?;
-    Ok(name)
+    Ok(rows.into_iter().map(|row| (run_of(row.job_id, row.attempt, row.place), row.worker)).collect())
 }
 
 /// Whether a worker holds a live place that was a member under a fence of the attempt; before the first generation any
@@ -304,4 +345,30 @@ fn parse_outcome(outcome: &str) -> Result<MemberOutcome, DbError> {
 
 pub(super) fn parse_state(state: &str) -> Result<AttemptState, DbError> {
     AttemptState::parse(state).ok_or_else(|| DbError::Data(format!("attempt state {state}")))
+}
+
+/// Places as the arrays that a statement takes.
+#[derive(Default)]
+pub(super) struct Runs {
+    pub(super) job: Vec<Uuid>,
+    pub(super) attempt: Vec<i32>,
+    pub(super) place: Vec<i32>,
+    pub(super) worker: Vec<Uuid>,
+}
+
+impl Runs {
+    pub(super) fn of(runs: impl Iterator<Item = (WorkerId, RunId)>) -> Self {
+        let mut columns = Self::default();
+        for (worker, run) in runs {
+            columns.job.push(run.job.0);
+            columns.attempt.push(convert::to_i32(run.attempt));
+            columns.place.push(run.place.to_i32());
+            columns.worker.push(worker.0);
+        }
+        columns
+    }
+}
+
+pub(super) fn run_of(job: Uuid, attempt: i32, place: i32) -> RunId {
+    RunId { job: JobId(job), attempt: convert::to_u32(attempt), place: PlaceNo(convert::to_u32(place)) }
 }

@@ -68,12 +68,22 @@ pub async fn queued(
     Ok(entries.collect())
 }
 
-/// Says why a job waits; only written where it changed.
-pub async fn explain(pool: &PgPool, job: JobId, reason: &str) -> Result<(), DbError> {
+/// Says why jobs wait; only written where it changed.
+pub async fn explain_all(pool: &PgPool, reasons: &[(JobId, String)]) -> Result<(), DbError> {
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    let (jobs, reasons): (Vec<Uuid>, Vec<&str>) =
+        reasons.iter().map(|(job, reason)| (job.0, reason.as_str())).unzip();
+    // A row that is locked changes just now, and says something else then.
     sqlx::query!(
-        "update jobs set state_message = $2 where job_id = $1 and state = 'QUEUED' and state_message <> $2",
-        job.0,
-        reason,
+        "with said as (
+           select j.job_id, w.reason from unnest($1::uuid[], $2::text[]) w (job_id, reason)
+           join jobs j on j.job_id = w.job_id and j.state = 'QUEUED' and j.state_message <> w.reason
+           order by j.job_id for no key update of j skip locked
+         ) update jobs j set state_message = said.reason from said where j.job_id = said.job_id and j.state = 'QUEUED'",
+        &jobs,
+        &reasons as _,
     )
     .execute(pool)
     .await?;

@@ -22,13 +22,13 @@ enum Command {
     /// Measures everything once.
     Measure {
         /// Jobs of the throughput run.
-        #[arg(long, default_value_t = 4000)]
+        #[arg(long, default_value_t = 2000)]
         jobs: usize,
         /// Clients at once in it.
         #[arg(long, default_value_t = 32)]
         clients: usize,
         /// Workers in it.
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 200)]
         workers: usize,
         /// Workers that only send heartbeats.
         #[arg(long, default_value_t = 5000)]
@@ -39,7 +39,10 @@ enum Command {
         /// A queue to measure beside ours: `NAME=PROGRAM,SCRIPT`; may be repeated.
         #[arg(long, value_name = "NAME=PROGRAM,SCRIPT", value_parser = peer)]
         peer: Vec<(String, PathBuf, PathBuf)>,
-        /// Only figures whose name begins so: throughput, submit, assign, beats or history.
+        /// Times that the throughput run is made, ours and the peers' in turns.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Only figures whose name begins so: throughput, submit, assign, beats, history or restart.
         #[arg(long)]
         only: Option<String>,
     },
@@ -60,8 +63,8 @@ fn peer(text: &str) -> Result<(String, PathBuf, PathBuf), String> {
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Measure { jobs, clients, workers, idle_workers, history, peer, only } => {
-            let plan = Plan { jobs, clients, workers, idle_workers, history, peers: peer, only };
+        Command::Measure { jobs, clients, workers, idle_workers, history, peer, rounds, only } => {
+            let plan = Plan { jobs, clients, workers, idle_workers, history, peers: peer, rounds, only };
             let figures = measure(&plan, &mut |line| eprintln!("{line}")).await?;
             println!("{figures}");
         }

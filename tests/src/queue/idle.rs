@@ -42,6 +42,8 @@ pub fn quantile(sorted: &[f64], part: f64) -> f64 {
 pub struct Beats {
     /// Processor seconds of the coordinator a second.
     pub cores: f64,
+    /// The same of its sessions in Postgres.
+    pub postgres_cores: f64,
     /// Workers that lost their lease or their stream.
     pub missed: usize,
 }
@@ -54,12 +56,15 @@ pub async fn beats(postgres: &Postgres, workers: usize, time: Duration) -> Resul
     let rig = Rig::start(postgres, &["--heartbeat", "5s", "--lease", "15s"]).await?;
     let fleet = Workers::join(&rig, workers, Duration::from_secs(5)).await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let (before, start) = (rig.coordinator_seconds()?, Instant::now());
+    let (before, sessions, start) =
+        (rig.coordinator_seconds()?, rig.session_seconds().await?, Instant::now());
     tokio::time::sleep(time).await;
-    let cores = (rig.coordinator_seconds()? - before) / start.elapsed().as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64();
+    let cores = (rig.coordinator_seconds()? - before) / seconds;
+    let postgres_cores = (rig.session_seconds().await? - sessions).max(0.0) / seconds;
     let live = rig.count("select count(*) from workers where state = 'LIVE'").await?;
     let gone = workers.saturating_sub(usize::try_from(live)?);
-    Ok(Beats { cores, missed: gone.max(fleet.tally.lost()) })
+    Ok(Beats { cores, postgres_cores, missed: gone.max(fleet.tally.lost()) })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod history;
 pub mod idle;
 pub mod noop;
 pub mod peers;
+pub mod restart;
 pub mod rig;
 pub mod soak;
 pub mod throughput;

@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    io::{Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lorafleet_postgres::{Options, Postgres};
 use lorafleet_proto::v1::{self as pb, fleet_client::FleetClient, jobs_client::JobsClient};
 use lorafleet_store::{Digest, FileName, Store, Sums, layout};
@@ -23,6 +24,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Clock ticks a second, as Linux counts a process's time for its users.
 const TICKS: f64 = 100.0;
+/// Flushes of which the median is taken.
+const FLUSHES: usize = 101;
 
 /// The server that all are measured on, ours and the peers.
 ///
@@ -33,6 +36,25 @@ pub fn postgres() -> Result<Postgres> {
     options.shared_buffers_mib = 128;
     options.max_connections = 120;
     Ok(Postgres::throwaway_with(options)?)
+}
+
+/// Seconds of one flush of 8 KiB to the disk that the server's files lie on: the median of some.
+///
+/// # Errors
+/// When the disk does not take it.
+pub fn flush_seconds() -> Result<f64> {
+    let mut file = tempfile::tempfile()?;
+    let mut seconds = Vec::with_capacity(FLUSHES);
+    for _ in 0..FLUSHES {
+        // In place, as the server writes its log: the file's size does not change.
+        file.seek(SeekFrom::Start(0))?;
+        let start = Instant::now();
+        file.write_all(&[7; 8192])?;
+        file.sync_data()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[FLUSHES / 2])
 }
 
 /// A coordinator, its database and its store.
@@ -113,11 +135,19 @@ impl Rig {
     /// # Errors
     /// When the system does not tell.
     pub fn coordinator_seconds(&self) -> Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.coordinator.id()))?;
-        let fields = text.rsplit_once(") ").context("a stat without a name")?.1;
-        let mut ticks = fields.split(' ').skip(11).take(2).map(str::parse::<f64>);
-        let (user, system) = (ticks.next().context("no utime")??, ticks.next().context("no stime")??);
-        Ok((user + system) / TICKS)
+        seconds_of(self.coordinator.id())
+    }
+
+    /// Seconds of processor time of the coordinator's sessions in Postgres so far.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub async fn session_seconds(&self) -> Result<f64> {
+        let sessions = "select pid from pg_stat_activity
+                        where application_name = 'lorafleet-coordinator' and datname = current_database()";
+        let pids: Vec<i32> = sqlx::query_scalar(sessions).fetch_all(&mut self.sql().await?).await?;
+        // One that has just ended is not counted.
+        Ok(pids.into_iter().filter_map(|pid| seconds_of(u32::try_from(pid).ok()?).ok()).sum())
     }
 
     /// A connection to the database.
@@ -128,6 +158,32 @@ impl Rig {
         Ok(PgConnection::connect(&self.database).await?)
     }
 
+    /// Checks that there are so many jobs, that the events of each are numbered without a gap, and that nothing of one that
+    /// has ended is live.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn check_rows(&self, jobs: usize) -> Result<()> {
+        let stored = self.count("select count(*) from jobs").await?;
+        ensure!(usize::try_from(stored) == Ok(jobs), "{stored} jobs are stored, {jobs} were accepted");
+        let gaps = self
+            .count(
+                "select count(*) from jobs j where last_event <> (select count(*) from job_events e where e.job_id = j.job_id)
+                   or last_event <> (select max(number) from job_events e where e.job_id = j.job_id)",
+            )
+            .await?;
+        ensure!(gaps == 0, "{gaps} jobs have a gap in their events");
+        let live = self
+            .count(
+                "select count(*) from jobs j where end_time is not null and (
+                   exists (select 1 from attempts a where a.job_id = j.job_id and a.state = 'RUNNING')
+                   or exists (select 1 from places p where p.job_id = j.job_id and p.live))",
+            )
+            .await?;
+        ensure!(live == 0, "{live} jobs have ended and hold something live");
+        Ok(())
+    }
+
     /// One number that a statement gives.
     ///
     /// # Errors
@@ -135,6 +191,14 @@ impl Rig {
     pub async fn count(&self, sql: &'static str) -> Result<i64> {
         Ok(sqlx::query_scalar(sql).fetch_one(&mut self.sql().await?).await?)
     }
+}
+
+fn seconds_of(process: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let fields = text.rsplit_once(") ").context("a stat without a name")?.1;
+    let mut ticks = fields.split(' ').skip(11).take(2).map(str::parse::<f64>);
+    let (user, system) = (ticks.next().context("no utime")??, ticks.next().context("no stime")??);
+    Ok((user + system) / TICKS)
 }
 
 fn free_port() -> Result<u16> {

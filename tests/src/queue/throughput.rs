@@ -36,6 +36,7 @@ pub async fn whole(postgres: &Postgres, jobs: usize, clients: usize, workers: us
     let sending = submit_all(&rig, jobs, clients);
     let (submitted_per_s, ()) = tokio::try_join!(sending, fleet.tally.until_finished(jobs))?;
     let jobs_per_s = jobs as f64 / start.elapsed().as_secs_f64();
+    rig.check_rows(jobs).await?;
     let succeeded = rig.count("select count(*) from jobs where state = 'SUCCEEDED'").await?;
     ensure!(usize::try_from(succeeded) == Ok(jobs), "{succeeded} of {jobs} jobs succeeded");
     ensure!(fleet.tally.lost() == 0, "{} streams ended", fleet.tally.lost());

@@ -1,11 +1,13 @@
 // pg-boss: jobs sent one by one by several clients, fetched and completed in batches as fast as they come.
-// usage: node pg_boss.js URL JOBS CLIENTS; prints one JSON object.
+// usage: node pg_boss.js URL JOBS CLIENTS; prints one JSON object. BATCH in the environment: jobs of one fetch.
 const PgBoss = require("pg-boss");
 const [url, jobs, clients] = [process.argv[2], Number(process.argv[3]), Number(process.argv[4])];
-const BATCH = 100;
+const BATCH = Number(process.env.BATCH ?? 100);
+// A pool that each sender and each fetching loop finds a connection in, as the others have.
+const LOOPS = BATCH > 1 ? 2 : clients;
 
 async function main() {
-  const boss = new PgBoss({ connectionString: url, max: 20, supervise: false, schedule: false });
+  const boss = new PgBoss({ connectionString: url, max: 40, supervise: false, schedule: false });
   boss.on("error", (error) => { throw error; });
   await boss.start();
   await boss.createQueue("bench");
@@ -22,7 +24,7 @@ async function main() {
   };
   let sent;
   const sending = Promise.all(Array.from({ length: clients }, client)).then(() => { sent = process.hrtime.bigint(); });
-  await Promise.all([sending, worker(), worker()]);
+  await Promise.all([sending, ...Array.from({ length: LOOPS }, worker)]);
   const seconds = Number(process.hrtime.bigint() - start) / 1e9;
   console.log(JSON.stringify({ jobs_per_s: jobs / seconds, submitted_per_s: jobs / (Number(sent - start) / 1e9) }));
   await boss.stop({ graceful: false });

@@ -19,9 +19,18 @@ pub struct Args {
     /// queue: finished jobs in history.
     #[arg(long, default_value_t = 1_000_000, value_name = "JOBS")]
     history: u64,
-    /// queue: only figures whose name begins so: throughput, submit, assign, beats or history.
+    /// queue: only figures whose name begins so: throughput, submit, assign, beats, history or restart.
     #[arg(long, value_name = "FIGURE")]
     only: Option<String>,
+    /// queue: jobs of the runs.
+    #[arg(long, default_value_t = 2000, value_name = "JOBS")]
+    jobs: usize,
+    /// queue: times that the throughput run is made, ours and the peers' in turns; the medians count.
+    #[arg(long, default_value_t = 3, value_name = "TIMES")]
+    rounds: usize,
+    /// queue: the database's files in memory (/dev/shm), for ours and peers, so that the disk's moods are left out.
+    #[arg(long)]
+    memory: bool,
     /// queue: instead of measuring once, run jobs for so long and watch dead rows and the write-ahead log.
     #[arg(long, value_name = "MINUTES")]
     soak: Option<f64>,
@@ -29,11 +38,15 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<Vec<Row>> {
     fleet::build()?;
-    if let Some(minutes) = args.soak {
-        return soak(minutes);
-    }
     let mut command = Command::new(binary("lorafleet-queue"));
+    if args.memory {
+        command.env("TMPDIR", "/dev/shm");
+    }
+    if let Some(minutes) = args.soak {
+        return soak(command, minutes);
+    }
     command.args(["measure", "--history", &args.history.to_string()]);
+    command.args(["--jobs", &args.jobs.to_string(), "--rounds", &args.rounds.to_string()]);
     if let Some(only) = &args.only {
         command.args(["--only", only]);
     }
@@ -43,19 +56,23 @@ pub fn run(args: &Args) -> anyhow::Result<Vec<Row>> {
         }
     }
     let text = output(&mut command)?;
-    rows(&last_json(&text).context("lorafleet-queue printed no figures")?)
+    let figures = last_json(&text).context("lorafleet-queue printed no figures")?;
+    rows(&figures, if args.memory { "memory" } else { "a disk" })
 }
 
-/// The figures that there are, as rows.
-fn rows(figures: &Value) -> anyhow::Result<Vec<Row>> {
+/// The figures that there are, as rows; `place` is where the database's files lay.
+fn rows(figures: &Value, place: &str) -> anyhow::Result<Vec<Row>> {
     let figure = |name: &str| figures[name].as_f64();
     let rate = |name: &str| figures[name]["jobs_per_s"].as_f64();
     let mut rows = Vec::new();
     let mut add = |name: &str, ours: Option<f64>, peer: Option<f64>, target| {
         rows.extend(ours.map(|ours| Row { name: name.to_owned(), ours, peer, target }));
     };
+    let flush = figure("flush_s").map(|seconds| seconds * 1000.0);
+    add(&format!("one flush of 8 KiB to {place}, ms, median"), flush, None, Target::None);
     for (peer, title, target) in [
-        ("pg_boss", "pg-boss", Target::TimesPeer(1.0)),
+        ("pg_boss", "pg-boss, 100 at once", Target::TimesPeer(1.0)),
+        ("pg_boss_single", "pg-boss, one at a time", Target::TimesPeer(1.0)),
         ("procrastinate", "procrastinate", Target::TimesPeer(1.0)),
         ("graphile_worker", "graphile-worker", Target::None),
     ] {
@@ -67,19 +84,25 @@ fn rows(figures: &Value) -> anyhow::Result<Vec<Row>> {
     add("submit to assignment, idle fleet, median, s", figure("assign_median_s"), None, Target::None);
     add("submit to assignment, idle fleet, p99, s", figure("assign_p99_s"), None, Target::AtMost(0.05));
     add("coordinator's cores, 5,000 workers' heartbeats", figure("beats_cores"), None, Target::Below(0.5));
+    add("the same of its sessions in Postgres", figure("beats_postgres_cores"), None, Target::None);
     add("leases missed meanwhile", figure("beats_missed"), None, Target::AtMost(0.0));
     if let Some(jobs) = figures["history_jobs"].as_u64() {
         let name = format!("assignment with {jobs} finished jobs, s; beside none");
         let (with, without) = (figure("history_with_s"), figure("history_without_s"));
         add(&name, with, without, Target::AtMostTimesPeer(1.5));
     }
+    let mut add = |name: &str, ours: Option<f64>, target| {
+        rows.extend(ours.map(|ours| Row { name: name.to_owned(), ours, peer: None, target }));
+    };
+    let succeeded = figure("restart_succeeded").map(|part| part * 100.0);
+    add("accepted jobs that succeed, Postgres restarted in the midst, %", succeeded, Target::AtLeast(100.0));
+    add("server's return to the next job's end, s", figure("restart_resumed_s"), Target::None);
     anyhow::ensure!(!rows.is_empty(), "nothing was measured: {figures}");
     Ok(rows)
 }
 
 /// Shows the soak's lines as they come; its first and last third as rows.
-fn soak(minutes: f64) -> anyhow::Result<Vec<Row>> {
-    let mut command = Command::new(binary("lorafleet-queue"));
+fn soak(mut command: Command, minutes: f64) -> anyhow::Result<Vec<Row>> {
     let text = output(command.args(["soak", "--minutes", &minutes.to_string()]))?;
     let lines: Vec<Value> =
         serde_json::from_str(text.trim()).context("lorafleet-queue printed no lines of a soak")?;
@@ -117,9 +140,9 @@ mod tests {
         let figures = json!({
             "throughput": {"jobs_per_s": 300.0}, "throughput_pg_boss": {"jobs_per_s": 200.0}, "submit_1": 700.0,
         });
-        let rows = rows(&figures).unwrap();
+        let rows = rows(&figures, "a disk").unwrap();
         let met: Vec<_> = rows.iter().map(Row::met).collect();
-        assert_eq!(met, [Some(true), None, None, Some(true)], "{rows:?}");
-        assert!(super::rows(&json!({})).is_err());
+        assert_eq!(met, [Some(true), None, None, None, Some(true)], "{rows:?}");
+        assert!(super::rows(&json!({}), "a disk").is_err());
     }
 }

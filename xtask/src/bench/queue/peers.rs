@@ -23,8 +23,12 @@ pub fn install() -> anyhow::Result<Vec<String>> {
     let mut peers = Vec::new();
     if node(&to)? {
         peers.extend(
-            [("pg_boss", "pg_boss.js"), ("graphile_worker", "graphile_worker.js")]
-                .map(|(name, script)| format!("{name}={},{}", "node", to.join(script).display())),
+            [
+                ("pg_boss", "pg_boss.js"),
+                ("pg_boss_single", "pg_boss_single.js"),
+                ("graphile_worker", "graphile_worker.js"),
+            ]
+            .map(|(name, script)| format!("{name}={},{}", "node", to.join(script).display())),
         );
     } else {
         eprintln!("no pg-boss and no graphile-worker: they need node 20, npm and its registry");
