@@ -3,7 +3,10 @@
 
 mod budget;
 mod limits;
+mod names;
+mod shares;
 mod sight;
+mod words;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +26,7 @@ use crate::{
     ids::{Fence, JobId, PlaceNo, RunId, TenantId, WorkerId},
     leadership::{Candidate, Leadership},
     metrics,
-    queue::{self, GangEntry, QueueEntry},
+    queue::{self, GangEntry},
     scheduler::{self, Decision, Standing, Times},
     silence::{self, Patience, Silence},
     stillness::Stillness,
@@ -36,6 +39,8 @@ const LEASE_CHECK: Duration = Duration::from_millis(500);
 const LIMITS_CHECK: Duration = Duration::from_millis(200);
 /// Quotas of worker-seconds are looked at this often.
 const BUDGET_CHECK: Duration = Duration::from_secs(2);
+/// What tenants used, and how long running jobs still train, is looked at this often.
+const SHARES_CHECK: Duration = Duration::from_secs(3);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
 
@@ -87,6 +92,12 @@ struct Memory {
     budgets_checked: Option<Instant>,
     /// Tenants none of whose jobs is to start now.
     over_budget: Vec<TenantId>,
+    shares_checked: Option<Instant>,
+    /// What tenants may use, and used.
+    tenants: Vec<scheduler::Tenant>,
+    /// Why jobs wait was last written, and where they stand.
+    explained: Option<Instant>,
+    placed: Option<Instant>,
     usage: usage::Keeper,
 }
 
@@ -103,6 +114,10 @@ impl Memory {
             sweeps_checked: None,
             budgets_checked: None,
             over_budget: Vec::new(),
+            shares_checked: None,
+            tenants: Vec::new(),
+            explained: None,
+            placed: None,
             usage: usage::Keeper::default(),
         }
     }
@@ -167,6 +182,9 @@ impl Leader {
         if due(&mut self.memory.budgets_checked, now, BUDGET_CHECK) {
             self.keep_budgets().await?;
         }
+        if due(&mut self.memory.shares_checked, now, SHARES_CHECK) {
+            self.keep_shares(now).await?;
+        }
         self.schedule(&leadership, now).await?;
         if due(&mut self.memory.depth_checked, now, DEPTH_CHECK) {
             let (queued, running) = queue::depth(&self.pool).await?;
@@ -223,17 +241,20 @@ impl Leader {
 
     async fn schedule(&mut self, leadership: &Leadership, now: Instant) -> Result<(), DbError> {
         let started = Instant::now();
-        let fleet = self.memory.sight.fleet(now, fleet::free(&self.pool).await?);
+        let fleet = self.memory.sight.fleet(now, &fleet::free(&self.pool).await?);
         let workers = u32::try_from(fleet.len()).unwrap_or(u32::MAX);
-        let entries = queue::queued(&self.pool, workers, &self.memory.over_budget).await?;
+        let (tenants, over_budget) = (self.memory.tenants.len(), &self.memory.over_budget);
+        let entries = queue::queued(&self.pool, workers, tenants, over_budget).await?;
         let queued = self.memory.sight.queue(now, &entries);
         let gangs = queue::gangs(&self.pool).await?;
         let ended = queue::troubled_places(&self.pool).await?;
         let held = self.memory.sight.gangs(now, &gangs, &ended);
         let times = Times { gather: self.config.gather, settle: SETTLE, ageing: AGEING, charge: CHARGE };
-        for decision in scheduler::schedule(&queued.into(), &held, &fleet, &[], times) {
-            self.carry_out(leadership, &decision, &entries, &gangs).await?;
+        let decisions = scheduler::schedule(&queued.into(), &held, &fleet, &self.memory.tenants, times);
+        for decision in &decisions {
+            self.carry_out(leadership, decision, &gangs).await?;
         }
+        self.explain(now, &decisions, &entries).await?;
         if !entries.is_empty() {
             metrics::decision(started.elapsed());
         }
@@ -244,7 +265,6 @@ impl Leader {
         &self,
         leadership: &Leadership,
         decision: &Decision,
-        entries: &[QueueEntry],
         gangs: &[GangEntry],
     ) -> Result<(), DbError> {
         match decision {
@@ -254,14 +274,8 @@ impl Leader {
                     self.changed(*job);
                 }
             }
-            Decision::Wait { job, reason, .. } => {
-                let said = entries.iter().find(|entry| entry.job == *job).map(|entry| &entry.message);
-                let reason = reason.to_string();
-                if said != Some(&reason) {
-                    queue::explain(&self.pool, *job, &reason).await?;
-                    self.hub.job_changed(*job);
-                }
-            }
+            // Told of all at once.
+            Decision::Wait { .. } => {}
             Decision::Preempt { job, for_job } => {
                 if gang::preempt(&self.pool, leadership, *job, *for_job).await? {
                     info!(%job, %for_job, "preempted");

@@ -12,7 +12,7 @@ mod snapshot;
 
 pub use attempts::{close, jobs_that_wait_for, list_attempts, live_attempt, loading, open_attempt, set_plan};
 pub use create::{NewJob, create_all, insert_all, is_repeated, is_tenant_gone, states};
-pub use gangs::{GangEntry, SeatEntry, gangs, troubled_places};
+pub use gangs::{GangEntry, SeatEntry, gangs, time_left, troubled_places};
 pub use generations::{NewGeneration, members, open_generation, was_member};
 pub use held::{Held, held};
 use jobs::parse_state as parse_job_state;
@@ -29,4 +29,4 @@ pub use places::{
     Orphan, Place, Whereabouts, add_place, end_place, is_member, orphans, places, set_leaving, set_parted,
     set_ready, whereabouts,
 };
-pub use snapshot::{QueueEntry, depth, explain, explain_tenant, queued};
+pub use snapshot::{QueueEntry, Said, depth, explain, explain_tenant, queued};
