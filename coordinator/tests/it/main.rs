@@ -12,6 +12,7 @@ mod fencing;
 mod jobs_api;
 mod leases;
 mod life;
+mod lines;
 mod outages;
 mod pause;
 mod pooler;
