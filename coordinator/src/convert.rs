@@ -1,10 +1,17 @@
 //! Numbers and times between Postgres, which is signed, and the API, which is not.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 
 /// As Postgres holds it; counts never come near the limit, and one that did is held there.
 pub fn to_i64(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// A time that Postgres computed; none before its begin.
+pub fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 /// As Postgres holds it.

@@ -1,6 +1,6 @@
 //! Workers and their leases: registration, heartbeats, expiry, and what of the fleet is free.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use lorafleet_proto::v1 as pb;
@@ -192,9 +192,22 @@ pub async fn set_draining(pool: &PgPool, worker: WorkerId, draining: bool) -> Re
     Ok(())
 }
 
+/// A worker that takes work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FreeWorker {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Its kind.
+    pub kind: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its free slots.
+    pub free: Vec<u32>,
+}
+
 /// The workers that take work, in order of registration, with their free slots. One whose connection closed is most
 /// likely dead: it gets nothing before it is heard of again.
-pub async fn free(pool: &PgPool) -> Result<Vec<scheduler::Worker>, DbError> {
+pub async fn free(pool: &PgPool) -> Result<Vec<FreeWorker>, DbError> {
     let rows = sqlx::query!(
         r#"select w.worker_id, w.kind, w.slots, w.labels as "labels: Json<BTreeMap<String, String>>",
                   array(select m.slot from places m where m.worker_id = w.worker_id and m.live) as "taken!"
@@ -203,13 +216,10 @@ pub async fn free(pool: &PgPool) -> Result<Vec<scheduler::Worker>, DbError> {
     )
     .fetch_all(pool)
     .await?;
-    let workers = rows.into_iter().map(|row| scheduler::Worker {
+    let workers = rows.into_iter().map(|row| FreeWorker {
         worker: WorkerId(row.worker_id),
-        kind: row.kind.into(),
-        device: row.labels.get(scheduler::DEVICE).cloned().unwrap_or_default().into(),
-        labels: Arc::new(row.labels.0.into_iter().collect()),
-        bases: Vec::new(),
-        idle: std::time::Duration::ZERO,
+        kind: row.kind,
+        labels: row.labels.0,
         free: (0..row.slots).filter(|slot| !row.taken.contains(slot)).map(convert::to_u32).collect(),
     });
     Ok(workers.collect())

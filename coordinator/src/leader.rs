@@ -3,8 +3,11 @@
 
 mod budget;
 mod limits;
+mod names;
+mod shares;
 mod sight;
 mod starts;
+mod words;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -38,11 +41,11 @@ const LEASE_CHECK: Duration = Duration::from_millis(500);
 const LIMITS_CHECK: Duration = Duration::from_millis(200);
 /// Quotas of worker-seconds are looked at this often.
 const BUDGET_CHECK: Duration = Duration::from_secs(2);
+/// What tenants used, and how long running jobs still train, is looked at this often.
+const SHARES_CHECK: Duration = Duration::from_secs(3);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
 
-/// Reasons why jobs wait are written this often.
-const EXPLAIN_EVERY: Duration = Duration::from_millis(500);
 /// Sweeps are looked at this often.
 const SWEEP_CHECK: Duration = Duration::from_millis(500);
 
@@ -91,8 +94,13 @@ struct Memory {
     budgets_checked: Option<Instant>,
     /// Tenants none of whose jobs is to start now.
     over_budget: Vec<TenantId>,
-    usage: usage::Keeper,
+    shares_checked: Option<Instant>,
+    /// What tenants may use, and used.
+    tenants: Vec<scheduler::Tenant>,
+    /// Why jobs wait was last written, and where they stand.
     explained: Option<Instant>,
+    placed: Option<Instant>,
+    usage: usage::Keeper,
 }
 
 impl Memory {
@@ -108,8 +116,11 @@ impl Memory {
             sweeps_checked: None,
             budgets_checked: None,
             over_budget: Vec::new(),
-            usage: usage::Keeper::default(),
+            shares_checked: None,
+            tenants: Vec::new(),
             explained: None,
+            placed: None,
+            usage: usage::Keeper::default(),
         }
     }
 }
@@ -178,6 +189,9 @@ impl Leader {
         if due(&mut self.memory.budgets_checked, now, BUDGET_CHECK) {
             self.keep_budgets().await?;
         }
+        if due(&mut self.memory.shares_checked, now, SHARES_CHECK) {
+            self.keep_shares(now).await?;
+        }
         self.schedule(&leadership, now).await?;
         if due(&mut self.memory.depth_checked, now, DEPTH_CHECK) {
             let (queued, running) = queue::depth(&self.pool).await?;
@@ -234,20 +248,21 @@ impl Leader {
 
     async fn schedule(&mut self, leadership: &Leadership, now: Instant) -> Result<(), DbError> {
         let started = Instant::now();
-        let fleet = self.memory.sight.fleet(now, fleet::free(&self.pool).await?);
+        let fleet = self.memory.sight.fleet(now, &fleet::free(&self.pool).await?);
         let workers = u32::try_from(fleet.len()).unwrap_or(u32::MAX);
-        let entries = queue::queued(&self.pool, workers, &self.memory.over_budget).await?;
+        let (tenants, over_budget) = (self.memory.tenants.len(), &self.memory.over_budget);
+        let entries = queue::queued(&self.pool, workers, tenants, over_budget).await?;
         let queued = self.memory.sight.queue(now, &entries);
         let gangs = queue::gangs(&self.pool).await?;
         let ended = queue::troubled_places(&self.pool).await?;
         let held = self.memory.sight.gangs(now, &gangs, &ended);
         let times = Times { gather: self.config.gather, settle: SETTLE, ageing: AGEING, charge: CHARGE };
-        let decisions = scheduler::schedule(&queued.into(), &held, &fleet, &[], times);
+        let decisions = scheduler::schedule(&queued.into(), &held, &fleet, &self.memory.tenants, times);
         self.start_all(leadership, &decisions).await?;
         for decision in &decisions {
             self.carry_out(leadership, decision, &gangs).await?;
         }
-        self.explain_all(now, &decisions, &entries).await?;
+        self.explain(now, &decisions, &entries).await?;
         if !entries.is_empty() {
             metrics::decision(started.elapsed());
         }

@@ -12,7 +12,7 @@ use sqlx::PgPool;
 
 use crate::{db::DbError, fresh::Fresh, ids::TenantId};
 
-pub use rows::{DeleteTenantError, create, delete, get, list, update};
+pub use rows::{DeleteTenantError, create, delete, get, list, shares, update};
 
 /// Name of the tenant that is always there.
 pub const DEFAULT_TENANT: &str = "default";

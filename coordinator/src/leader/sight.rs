@@ -7,12 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::names::Names;
 use crate::{
     bars::{Bars, Ended},
-    ids::{JobId, TenantId, WorkerId},
+    fleet::FreeWorker,
+    ids::{JobId, WorkerId},
     queue::{GangEntry, QueueEntry, SeatEntry},
-    scheduler::{Gang, Labels, Queued, Seat, Worker},
+    scheduler::{DEVICE, Gang, Queued, Seat, Standing, Worker},
 };
+
+/// Bases that a worker is taken to hold still: those of the jobs that it worked for last.
+const BASES: usize = 4;
 
 /// Since when this leader has known what it sees.
 #[derive(Debug, Default)]
@@ -22,43 +27,60 @@ pub struct Sight {
     /// By job and attempt: each place, with when it was given to a gang that was running already.
     joined: HashMap<(JobId, u32), HashMap<u32, Option<Instant>>>,
     bars: Bars,
+    names: Names,
+    /// By worker: the newest last.
+    bases: HashMap<WorkerId, Vec<Arc<str>>>,
+    /// By running job: how long it said that it still trains, and when.
+    left: HashMap<JobId, (Duration, Instant)>,
 }
 
 impl Sight {
+    /// How long running jobs say that they still train.
+    pub fn set_time_left(&mut self, now: Instant, left: Vec<(JobId, Duration)>) {
+        self.left = left.into_iter().map(|(job, left)| (job, (left, now))).collect();
+    }
+
     /// The jobs that wait.
     pub fn queue(&mut self, now: Instant, entries: &[QueueEntry]) -> Vec<Queued> {
         let known: HashSet<JobId> = entries.iter().map(|entry| entry.job).collect();
         self.queued.retain(|job, _| known.contains(job));
         let mut queued = |entry: &QueueEntry| Queued {
             job: entry.job,
-            tenant: TenantId::DEFAULT,
+            tenant: entry.tenant,
             priority: entry.priority,
             min: entry.min as usize,
             max: entry.max as usize,
             waited: now.duration_since(*self.queued.entry(entry.job).or_insert(now)),
-            age: Duration::ZERO,
-            kind: entry.kinds.split(", ").next().filter(|kind| !kind.is_empty()).map(Arc::from),
-            selector: Labels::none(),
-            base: None,
-            run_estimate: None,
+            age: entry.age,
+            kind: entry.kinds.split(", ").next().and_then(|kind| self.names.text(kind)),
+            selector: self.names.labels(&entry.selector),
+            base: self.names.text(&entry.base),
+            run_estimate: entry.run_limit,
         };
         entries.iter().map(&mut queued).collect()
     }
 
     /// The workers that take work.
-    pub fn fleet(&mut self, now: Instant, workers: Vec<Worker>) -> Vec<Worker> {
+    pub fn fleet(&mut self, now: Instant, workers: &[FreeWorker]) -> Vec<Worker> {
         let idle: HashSet<WorkerId> =
             workers.iter().filter(|worker| !worker.free.is_empty()).map(|worker| worker.worker).collect();
         self.idle.retain(|worker, _| idle.contains(worker));
-        let mut timed = |worker: Worker| {
-            let idle = if worker.free.is_empty() {
+        let known: HashSet<WorkerId> = workers.iter().map(|worker| worker.worker).collect();
+        self.bases.retain(|worker, _| known.contains(worker));
+        let mut seen = |worker: &FreeWorker| Worker {
+            worker: worker.worker,
+            kind: self.names.text(&worker.kind).unwrap_or_default(),
+            device: worker.labels.get(DEVICE).and_then(|device| self.names.text(device)).unwrap_or_default(),
+            labels: self.names.labels(&worker.labels),
+            bases: self.bases.get(&worker.worker).cloned().unwrap_or_default(),
+            free: worker.free.clone(),
+            idle: if worker.free.is_empty() {
                 Duration::ZERO
             } else {
                 now.duration_since(*self.idle.entry(worker.worker).or_insert(now))
-            };
-            Worker { idle, ..worker }
+            },
         };
-        workers.into_iter().map(&mut timed).collect()
+        workers.iter().map(&mut seen).collect()
     }
 
     /// The jobs that hold places.
@@ -76,25 +98,43 @@ impl Sight {
                 leaving: seat.leaving,
                 joined: joined[&seat.place].map(|since| now.duration_since(since)),
             };
+            let base = self.names.text(&entry.base);
+            for seat in &entry.seats {
+                self.holds(seat.worker, base.as_ref());
+            }
+            let said =
+                self.left.get(&entry.job).map(|(left, then)| left.saturating_sub(now.duration_since(*then)));
             gangs.push(Gang {
                 job: entry.job,
-                tenant: TenantId::DEFAULT,
+                tenant: entry.tenant,
                 priority: entry.priority,
                 min: entry.min as usize,
                 max: entry.max as usize,
                 standing: entry.standing,
-                kinds: entry.kinds.iter().map(|kind| Arc::from(kind.as_str())).collect(),
-                selector: Labels::none(),
-                base: None,
-                age: Duration::ZERO,
-                left: None,
-                preemptible: false,
+                kinds: entry.kinds.iter().filter_map(|kind| self.names.text(kind)).collect(),
+                selector: self.names.labels(&entry.selector),
+                base,
+                age: entry.age,
+                left: said.into_iter().chain(entry.run_limit).min(),
+                preemptible: entry.standing == Standing::Training,
                 seats: entry.seats.iter().map(seat).collect(),
                 barred: barred.remove(&entry.job).unwrap_or_default(),
             });
             self.joined.insert((entry.job, entry.attempt), joined);
         }
         gangs
+    }
+
+    /// A worker that works for a job has its base at hand, also for the next one.
+    fn holds(&mut self, worker: WorkerId, base: Option<&Arc<str>>) {
+        let Some(base) = base else { return };
+        let bases = self.bases.entry(worker).or_default();
+        if bases.last() != Some(base) {
+            bases.retain(|known| known != base);
+            bases.push(base.clone());
+            let older = bases.len().saturating_sub(BASES);
+            bases.drain(..older);
+        }
     }
 }
 
@@ -106,21 +146,32 @@ fn joined(known: Option<&HashMap<u32, Option<Instant>>>, seat: &SeatEntry, now: 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::scheduler::Standing;
+    use crate::ids::TenantId;
 
     fn seat(place: u32) -> SeatEntry {
         SeatEntry { place, worker: WorkerId::random(), leaving: false }
+    }
+
+    fn free_worker(worker: WorkerId, free: &[u32]) -> FreeWorker {
+        FreeWorker { worker, kind: "k".into(), labels: BTreeMap::new(), free: free.to_vec() }
     }
 
     fn gang(job: JobId, seats: &[SeatEntry]) -> GangEntry {
         GangEntry {
             job,
             attempt: 1,
+            tenant: TenantId::DEFAULT,
             priority: 0,
             min: 1,
             max: 4,
             kinds: vec!["k".into()],
+            selector: BTreeMap::new(),
+            base: "base".into(),
+            age: Duration::ZERO,
+            run_limit: Some(Duration::from_secs(100)),
             standing: Standing::Training,
             seats: seats.to_vec(),
         }
@@ -151,22 +202,39 @@ mod tests {
         let at = |s| start + Duration::from_secs(s);
         let worker = WorkerId::random();
         let mut sight = Sight::default();
-        let mut idle = |s, free: &[u32]| {
-            let worker = Worker {
-                worker,
-                kind: "k".into(),
-                device: "cpu".into(),
-                labels: Labels::none(),
-                bases: Vec::new(),
-                free: free.to_vec(),
-                idle: Duration::ZERO,
-            };
-            sight.fleet(at(s), vec![worker])[0].idle.as_secs()
-        };
+        let mut idle = |s, free: &[u32]| sight.fleet(at(s), &[free_worker(worker, free)])[0].idle.as_secs();
         assert_eq!(
             [idle(0, &[0]), idle(3, &[0]), idle(4, &[]), idle(5, &[0]), idle(7, &[0])],
             [0, 3, 0, 0, 2]
         );
+    }
+
+    #[test]
+    fn workers_hold_the_bases_of_the_jobs_that_they_worked_for() {
+        let (mut sight, now) = (Sight::default(), Instant::now());
+        let seat = seat(1);
+        let worker = free_worker(seat.worker, &[0]);
+        for number in [1, 2, 3, 2, 4, 5] {
+            let base = format!("base {number}");
+            sight.gangs(now, &[GangEntry { base, ..gang(JobId::new(), &[seat]) }], &[]);
+        }
+        let bases = |sight: &mut Sight| -> Vec<String> {
+            sight.fleet(now, std::slice::from_ref(&worker))[0].bases.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(bases(&mut sight), ["base 3", "base 2", "base 4", "base 5"]);
+        sight.fleet(now, &[]);
+        assert!(bases(&mut sight).is_empty(), "it was gone in between");
+    }
+
+    #[test]
+    fn a_job_runs_as_long_as_it_says_but_not_beyond_its_limit() {
+        let (mut sight, job, start) = (Sight::default(), JobId::new(), Instant::now());
+        let mut left = |said: u64, after: u64| {
+            sight.set_time_left(start, vec![(job, Duration::from_secs(said))]);
+            let now = start + Duration::from_secs(after);
+            sight.gangs(now, &[gang(job, &[seat(1)])], &[])[0].left.map(|left| left.as_secs())
+        };
+        assert_eq!([left(60, 5), left(500, 5), left(60, 70)], [Some(55), Some(100), Some(0)]);
     }
 
     #[test]
@@ -175,10 +243,15 @@ mod tests {
         let at = |s| start + Duration::from_secs(s);
         let entry = QueueEntry {
             job: JobId::new(),
+            tenant: TenantId::DEFAULT,
             priority: 3,
             min: 1,
             max: 2,
             kinds: "a, b".into(),
+            selector: BTreeMap::new(),
+            base: String::new(),
+            age: Duration::ZERO,
+            run_limit: None,
             message: String::new(),
         };
         let mut sight = Sight::default();

@@ -1,13 +1,15 @@
 //! What the scheduler sees of the jobs that hold places, and of the places that ended.
 
-use sqlx::PgPool;
+use std::{collections::BTreeMap, time::Duration};
+
+use sqlx::{PgPool, types::Json};
 use uuid::Uuid;
 
 use crate::{
     bars::{Ended, How},
     convert,
     db::DbError,
-    ids::{JobId, WorkerId},
+    ids::{JobId, TenantId, WorkerId},
     job::Phase,
     scheduler::Standing,
 };
@@ -19,6 +21,8 @@ pub struct GangEntry {
     pub job: JobId,
     /// The attempt.
     pub attempt: u32,
+    /// Whose it is.
+    pub tenant: TenantId,
     /// The job's priority.
     pub priority: i32,
     /// Members that are left to it.
@@ -27,6 +31,14 @@ pub struct GangEntry {
     pub max: u32,
     /// The kinds of its workers.
     pub kinds: Vec<String>,
+    /// Labels that its workers must have.
+    pub selector: BTreeMap<String, String>,
+    /// Its base, as its spec names it.
+    pub base: String,
+    /// Time since its submission.
+    pub age: Duration,
+    /// How long it may still run, where its spec says so.
+    pub run_limit: Option<Duration>,
     /// What it is about.
     pub standing: Standing,
     /// Its live places, by number.
@@ -47,7 +59,10 @@ pub struct SeatEntry {
 /// Every attempt that holds places, by age of its job.
 pub async fn gangs(pool: &PgPool) -> Result<Vec<GangEntry>, DbError> {
     let rows = sqlx::query!(
-        r#"select j.job_id, j.priority, j.workers_min, j.workers_max, p.attempt, a.phase,
+        r#"select j.job_id, j.tenant_id, j.priority, j.workers_min, j.workers_max, p.attempt, a.phase, j.base as "base!",
+                  j.selector as "selector: Json<BTreeMap<String, String>>",
+                  extract(epoch from now() - j.create_time)::float8 as "age!",
+                  j.max_run_seconds - j.run_seconds - extract(epoch from now() - a.start_time)::float8 as "run_limit",
                   j.yielding is not null as "yielding!",
                   array_agg(distinct p.kind) as "kinds!", array_agg(p.place order by p.place) as "places!",
                   array_agg(p.worker_id order by p.place) as "workers!",
@@ -56,7 +71,7 @@ pub async fn gangs(pool: &PgPool) -> Result<Vec<GangEntry>, DbError> {
            join attempts a on a.job_id = p.job_id and a.attempt = p.attempt
            join jobs j on j.job_id = p.job_id
            where p.live
-           group by j.job_id, p.attempt, a.phase order by j.number, p.attempt"#
+           group by j.job_id, p.attempt, a.phase, a.start_time order by j.number, p.attempt"#
     )
     .fetch_all(pool)
     .await?;
@@ -72,16 +87,34 @@ pub async fn gangs(pool: &PgPool) -> Result<Vec<GangEntry>, DbError> {
         gangs.push(GangEntry {
             job: JobId(row.job_id),
             attempt: convert::to_u32(row.attempt),
+            tenant: TenantId(row.tenant_id),
             priority: row.priority,
             min: convert::to_u32(row.workers_min),
             max: convert::to_u32(row.workers_max),
             kinds: row.kinds,
+            selector: row.selector.0,
+            base: row.base,
+            age: convert::seconds(row.age),
+            run_limit: row.run_limit.map(convert::seconds),
             // One that gives way is about to give all its places back, whatever it does until then.
             standing: if row.yielding { Standing::Ending } else { standing(phase) },
             seats: seats.map(seat).collect(),
         });
     }
     Ok(gangs)
+}
+
+/// How long running jobs still train, as they say themselves; those that cannot say are left out.
+pub async fn time_left(pool: &PgPool) -> Result<Vec<(JobId, Duration)>, DbError> {
+    let rows = sqlx::query!(
+        "select j.job_id, p.seconds_left from jobs j
+         cross join lateral (select seconds_left from metric_points m where m.job_id = j.job_id
+                             order by step desc limit 1) p
+         where j.state = 'RUNNING' and p.seconds_left > 0"
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (JobId(row.job_id), convert::seconds(row.seconds_left))).collect())
 }
 
 fn standing(phase: Phase) -> Standing {

@@ -18,7 +18,7 @@ pub use attempts::{close, jobs_that_wait_for, list_attempts, live_attempt, loadi
 pub use create::{
     NewJob, create_all, create_apart, held_at_first, insert_all, is_repeated, is_tenant_gone, states,
 };
-pub use gangs::{GangEntry, SeatEntry, gangs, troubled_places};
+pub use gangs::{GangEntry, SeatEntry, gangs, time_left, troubled_places};
 pub use generations::{Beginning, NewGeneration, begin_all, members, members_under, open_generation};
 pub use held::{Held, held};
 use jobs::parse_state as parse_job_state;
@@ -35,7 +35,7 @@ pub use places::{
     Orphan, Place, PlaceEnd, Whereabouts, add_place, end_place, end_places, is_member, orphans, places,
     places_of, set_leaving, set_parted, set_ready, whereabouts,
 };
-pub use snapshot::{QueueEntry, depth, explain_all, explain_tenant, queued};
+pub use snapshot::{QueueEntry, Said, depth, explain, explain_tenant, queued};
 pub use starts::start_all;
 pub use successes::{Look, Success, succeed_all};
 

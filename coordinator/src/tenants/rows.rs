@@ -60,6 +60,13 @@ pub async fn list(pool: &PgPool, after: i64, limit: u32) -> Result<Vec<Tenant>, 
     Ok(rows.fetch_all(pool).await?.into_iter().map(Row::tenant).collect())
 }
 
+/// What the scheduler goes by: each tenant's weight, and how many workers it may run at once.
+pub async fn shares(pool: &PgPool) -> Result<Vec<(TenantId, f64, Option<u32>)>, DbError> {
+    let rows = sqlx::query!("select tenant_id, weight, max_workers from tenants").fetch_all(pool).await?;
+    let share = |max: Option<i32>| max.map(convert::to_u32);
+    Ok(rows.into_iter().map(|row| (TenantId(row.tenant_id), row.weight, share(row.max_workers))).collect())
+}
+
 /// Makes a tenant; `None` when there is one of that name.
 pub async fn create(pool: &PgPool, name: &str, settings: &Settings) -> Result<Option<Tenant>, DbError> {
     let quotas = &settings.quotas;

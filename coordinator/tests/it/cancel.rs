@@ -24,7 +24,7 @@ async fn a_running_job_is_cancelled_at_once_and_its_members_stop() {
     // The slot is not free before the member has stopped.
     let next = coordinator.submit(bed.spec(1, 1)).await;
     let waits = coordinator.until(&next, "a reason", |job| !job.state_message.is_empty()).await;
-    assert_eq!(waits.state_message, "waits for a worker to be free");
+    assert_eq!(waits.state_message, "waits for a worker to be free; it is number 1 in the queue");
     worker.finish(&place, stopped()).await;
     assert_eq!(worker.assigned().await.assign.job, next);
     assert_eq!(coordinator.attempts(&job).await[0].state(), AttemptState::Cancelled);

@@ -107,7 +107,7 @@ async fn a_draining_worker_gets_no_work_and_leaves_at_once() {
     soon("draining", || async { (state().await == WorkerState::Draining).then_some(()) }).await;
     let job = coordinator.submit(bed.spec(1, 1)).await;
     let waits = coordinator.until(&job, "a reason", |job| !job.state_message.is_empty()).await;
-    assert_eq!(waits.state_message, "needs a worker, the fleet has no workers");
+    assert_eq!(waits.state_message, "needs a worker, the fleet has no workers; it is number 1 in the queue");
     worker.vanish();
     soon("gone", || async { (state().await == WorkerState::Gone).then_some(()) }).await;
 }

@@ -14,7 +14,7 @@ async fn a_job_trains_on_a_gang_and_succeeds() {
     let coordinator = bed.coordinator().await;
     let job = coordinator.submit(bed.spec(2, 2)).await;
     let waits = coordinator.until(&job, "a reason", |job| !job.state_message.is_empty()).await;
-    assert_eq!(waits.state_message, "needs 2 workers, the fleet has no workers");
+    assert_eq!(waits.state_message, "needs 2 workers, the fleet has no workers; it is number 1 in the queue");
     let mut a = Worker::join(&coordinator, "a").await;
     let mut b = Worker::join(&coordinator, "b").await;
     let (place_a, place_b) = (a.assigned().await, b.assigned().await);

@@ -14,6 +14,7 @@ mod housekeeping;
 mod jobs_api;
 mod leases;
 mod life;
+mod lines;
 mod outages;
 mod pause;
 mod plans;

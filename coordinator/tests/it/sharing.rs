@@ -68,7 +68,7 @@ async fn a_lower_priority_takes_nothing_and_the_higher_starts_first() {
     let (job, (mut a, place_a), (b, _)) = gang_of_two(&bed, &coordinator, 1).await;
     let low = coordinator.submit(pb::JobSpec { priority: -1, ..bed.spec(1, 1) }).await;
     let told = coordinator.until(&low, "a reason", |job| !job.state_message.is_empty()).await;
-    assert_eq!(told.state_message, "waits for a worker to be free");
+    assert_eq!(told.state_message, "waits for a worker to be free; it is number 1 in the queue");
     let lower = coordinator.submit(pb::JobSpec { priority: -2, ..bed.spec(1, 1) }).await;
     let high = coordinator.submit(pb::JobSpec { priority: -1, ..bed.spec(2, 2) }).await;
     coordinator.until(&high, "a reason", |job| job.state_message.contains("turn")).await;

@@ -62,6 +62,14 @@ impl Worker {
         Self::attach(coordinator, &request, &response.into_inner().worker_id, Running::default()).await
     }
 
+    /// A process of this name with a label more registers and opens a stream.
+    pub async fn join_with(coordinator: &Coordinator, name: &str, label: (&str, &str)) -> Self {
+        let labels = [(label.0.to_owned(), label.1.to_owned())].into();
+        let request = pb::RegisterWorkerRequest { labels, ..registration(name) };
+        let response = coordinator.fleet().await.register_worker(request.clone()).await.expect("registered");
+        Self::attach(coordinator, &request, &response.into_inner().worker_id, Running::default()).await
+    }
+
     /// Goes on with another stream, as after a lost connection; what it runs stays.
     pub async fn reattach(self, coordinator: &Coordinator) -> Self {
         let (id, running) = (self.id.clone(), Arc::clone(&self.running));
