@@ -16,7 +16,7 @@ use crate::{
     access::Caller,
     check::CheckError,
     convert,
-    db::{DbError, within},
+    db::within,
     ids::JobId,
     job::JobState,
     queue::{self, NewJob},

@@ -24,7 +24,7 @@ pub use held::{Held, held};
 use jobs::parse_state as parse_job_state;
 pub use jobs::{
     JobRow, Live, belongs, by_request_id, exists, get, list, lock, lock_all, lock_live, lock_running,
-    record_failures, record_result, specs, transition,
+    record_failures, specs, transition,
 };
 pub use life::{
     EndedDependency, HeldBy, Overdue, Standing, come_due, due, held_by, hold_if_needed, overdue,
