@@ -107,10 +107,8 @@ async fn relay(client: TcpStream, server: UnixStream, fate: Fate, armed: &Atomic
             head = 5;
             count += u64::from(armed.load(SeqCst));
             let cut = count >= fate.after;
-            if !cut || fate.delivered {
-                if to_server.write_all(&message).await.is_err() {
-                    return End::Closed;
-                }
+            if (!cut || fate.delivered) && to_server.write_all(&message).await.is_err() {
+                return End::Closed;
             }
             if cut {
                 return End::Cut;
