@@ -11,13 +11,14 @@ use uuid::Uuid;
 use super::{
     Services,
     error::ApiError,
+    links,
     page::Page,
     tenants::{fill_tenant, tenant_gone},
 };
 use crate::{
     check::{CheckError, Checker},
     db::within,
-    ids::SweepId,
+    ids::{JobId, SweepId},
     queue,
     sweeps::{self, CancelSweepError, Created, NewSweep},
 };
@@ -84,8 +85,34 @@ impl SweepsService {
                 Err(other) => return Err(other.into()),
             }
         }
+        self.check_links(&mut expanded, &mut mistakes).await?;
         mistakes.none().map_err(|errors| ApiError::Invalid(in_request(errors)))?;
         Ok(expanded)
+    }
+
+    /// What the children say of jobs that were submitted before.
+    async fn check_links(&self, sweep: &mut Sweep, mistakes: &mut Mistakes) -> Result<(), ApiError> {
+        let ids: Vec<JobId> = sweep.children.iter().map(|_| JobId::new()).collect();
+        let mut unnamed = false;
+        for (child, id) in sweep.children.iter_mut().zip(&ids) {
+            // A child has no siblings that it could name.
+            let named = links::name_siblings(std::slice::from_mut(&mut child.spec), &[*id]);
+            if let Err(wrong) = named {
+                unnamed = true;
+                let errors = wrong.into_iter().map(|wrong| wrong.error).collect();
+                mistakes.of_child(errors, child.index, &child.settings);
+            }
+        }
+        if unnamed {
+            return Ok(());
+        }
+        let jobs: Vec<(JobId, &pb::JobSpec)> =
+            ids.iter().copied().zip(sweep.children.iter().map(|child| &child.spec)).collect();
+        let found = within(links::mistakes(&self.services.pool, &jobs)).await?;
+        for (child, errors) in sweep.children.iter().zip(found).filter(|(_, errors)| !errors.is_empty()) {
+            mistakes.of_child(errors, child.index, &child.settings);
+        }
+        Ok(())
     }
 
     async fn get(&self, sweep: SweepId) -> Result<pb::Sweep, ApiError> {

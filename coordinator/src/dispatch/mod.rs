@@ -141,7 +141,8 @@ impl Dispatcher {
         let message = match tell {
             Tell::Assign => {
                 let Some(spec) = queue::spec(&self.pool, held.run.job).await? else { return Ok(true) };
-                Down::Assign(assign(held, spec))
+                let adapter = self.adapter_of(&spec).await?;
+                Down::Assign(pb::Assign { adapter, ..assign(held, spec) })
             }
             Tell::Begin => {
                 let begin = self.begin_message(held).await?;
@@ -164,6 +165,15 @@ impl Dispatcher {
             }
         };
         Ok(stream.outbox.try_send(Ok(pb::CoordinatorMessage { message: Some(message) })).is_ok())
+    }
+
+    /// What the job that `adapter.start` names has trained, if it names one. Where that is gone, the worker says so.
+    async fn adapter_of(&self, spec: &pb::JobSpec) -> Result<Option<pb::Checkpoint>, DbError> {
+        let start = spec.adapter.as_ref().and_then(|adapter| adapter.start.as_ref());
+        match start.and_then(|start| JobId::from_name(&start.job).ok()) {
+            Some(job) => checkpoints::result_of(&self.pool, job).await,
+            None => Ok(None),
+        }
     }
 
     /// Ends a place in its holder's stead.
@@ -235,6 +245,7 @@ fn assign(held: &Held, spec: pb::JobSpec) -> pb::Assign {
         fence: Some((&Fence::loading(held.run.attempt)).into()),
         spec: Some(spec),
         place: held.run.place.0,
+        adapter: None,
     }
 }
 

@@ -86,7 +86,7 @@ pub(super) async fn close(tx: &mut Tx, live: &Live, message: &str) -> Result<(),
     events::append(tx, live.job, Event::new("lost", message, Some(&live.fence))).await
 }
 
-/// Ends the job in success, with its final checkpoint.
+/// Ends the job in success, with its final checkpoint; an evaluation has none.
 pub(super) async fn succeed(
     tx: &mut Tx,
     live: &Live,
@@ -95,18 +95,32 @@ pub(super) async fn succeed(
 ) -> Result<(), DbError> {
     let checkpoint = succeeded.checkpoint.as_ref();
     let id = checkpoint.and_then(|c| checkpoints::belongs_to(c, live.job, written_under));
-    let (Some(checkpoint), Some(id)) = (checkpoint, id) else {
-        let message = "a member reported success without a final checkpoint of its own gang";
-        return end_job(tx, live, Cause::Failed, "failed", message).await;
+    let name = match (checkpoint, id) {
+        (Some(checkpoint), Some(id)) => {
+            checkpoints::insert(tx, live.job, &id, checkpoint, true).await?;
+            checkpoint.name.clone()
+        }
+        (None, _) if queue::action(tx, live.job).await? == pb::Action::Evaluate => String::new(),
+        _ => {
+            let message = "a member reported success without a final checkpoint of its own gang";
+            return end_job(tx, live, Cause::Failed, "failed", message).await;
+        }
     };
-    checkpoints::insert(tx, live.job, &id, checkpoint, true).await?;
-    let result =
-        pb::JobResult { checkpoint: checkpoint.name.clone(), ..succeeded.result.clone().unwrap_or_default() };
+    let result = pb::JobResult { checkpoint: name, ..succeeded.result.clone().unwrap_or_default() };
     queue::record_result(tx, live.job, &result).await?;
-    // Said here too: what a member reported just before its end may come too late to be stored.
-    let early =
-        if result.stopped_early { ", early: evaluations no longer got better (eval.patience)" } else { "" };
-    let message = format!("finished after step {}{early}", id.step());
+    let message = match succeeded.message.as_str() {
+        "" => {
+            // Said here too: what a member reported just before its end may come too late to be stored.
+            let early = if result.stopped_early {
+                ", early: evaluations no longer got better (eval.patience)"
+            } else {
+                ""
+            };
+            let step = checkpoint.map_or(0, |checkpoint| checkpoint.step);
+            format!("finished after step {step}{early}")
+        }
+        said => said.to_owned(),
+    };
     end_job(tx, live, Cause::Succeeded, "succeeded", &message).await
 }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     convert,
     db::{DbError, text},
-    ids::{Fence, JobId},
+    ids::{Fence, JobId, SweepId},
     job::{JobState, Phase, Transition, Yielding},
     points,
 };
@@ -37,6 +37,7 @@ pub struct JobRow {
     retries_used: i32,
     preemptions: i32,
     run_seconds: f64,
+    sweep_id: Option<Uuid>,
     last_event: i64,
     result: Option<Json<pb::JobResult>>,
 }
@@ -75,7 +76,7 @@ macro_rules! select_job {
             JobRow,
             r#"select job_id, number, spec as "spec: Json<pb::JobSpec>", state, state_message, create_time, start_time,
                       end_time, step, total_steps, attempt, generation, world_size, infrastructure_failures, retries_used,
-                      preemptions, run_seconds, last_event,
+                      preemptions, run_seconds, sweep_id, last_event,
                       result as "result: Json<pb::JobResult>"
                from jobs "# + $tail
             $(, $argument)*
@@ -130,6 +131,15 @@ pub async fn spec(pool: &PgPool, job: JobId) -> Result<Option<pb::JobSpec>, DbEr
             .fetch_optional(pool)
             .await?;
     Ok(row.map(|spec| spec.0))
+}
+
+/// What a job does.
+pub async fn action(tx: &mut PgConnection, job: JobId) -> Result<pb::Action, DbError> {
+    let spec =
+        sqlx::query_scalar!(r#"select spec as "spec: Json<pb::JobSpec>" from jobs where job_id = $1"#, job.0)
+            .fetch_one(tx)
+            .await?;
+    Ok(spec.0.action())
 }
 
 /// Locks a running job's row, if `fence` is its fence. `None`: the fence is stale.
@@ -307,6 +317,7 @@ impl JobRow {
             retries_used: convert::to_u32(self.retries_used),
             preemptions: convert::to_u32(self.preemptions),
             run_seconds: self.run_seconds,
+            sweep: self.sweep_id.map_or(String::new(), |id| SweepId(id).name()),
             latest,
             result: self.result.map(|result| result.0),
         })

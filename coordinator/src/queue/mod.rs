@@ -17,7 +17,7 @@ pub use generations::{NewGeneration, members, open_generation, was_member};
 pub use held::{Held, held};
 use jobs::parse_state as parse_job_state;
 pub use jobs::{
-    JobRow, Live, by_request_id, exists, get, list, lock, lock_live, lock_running, record_failures,
+    JobRow, Live, action, by_request_id, exists, get, list, lock, lock_live, lock_running, record_failures,
     record_result, spec, transition,
 };
 pub use life::{
