@@ -88,7 +88,7 @@ impl<'a> Checkpoints<'a> {
             self.miss(step, "the one before it is still on its way");
             return;
         }
-        let work = self.work(Held::State(state), step, false);
+        let work = self.work(Held::State(state.into()), step, false);
         let reporter = self.run.reporter.clone();
         let tell = move |news: News<'_>| match news {
             News::Written(checkpoint, took) => {
@@ -119,7 +119,7 @@ impl<'a> Checkpoints<'a> {
     /// Writes the checkpoint that a polite leave stands on, and waits for it, as long as nobody says stop.
     pub fn write_last(&mut self, state: Frozen) {
         let step = state.step();
-        match self.write(Held::State(state), step, false, LAST) {
+        match self.write(Held::State(state.into()), step, false, LAST) {
             Ok(checkpoint) => self.run.reporter.checkpoint(checkpoint.to_proto()),
             Err(end) => self.miss(step, &end.to_string()),
         }
@@ -131,7 +131,7 @@ impl<'a> Checkpoints<'a> {
     /// It is not whole after this time, which an event has said; a newer generation begins; or the run was told to stop.
     pub fn write_final(&mut self, state: Frozen, limit: Duration) -> Result<Checkpoint, End> {
         let step = state.step();
-        self.write(Held::State(state), step, true, limit)
+        self.write(Held::State(state.into()), step, true, limit)
     }
 
     /// Writes a model that no step of this job has made, as the final checkpoint, and waits for it.

@@ -1,6 +1,7 @@
 //! A model's files on this machine, on their way to the store.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::Read as _,
     path::{Path, PathBuf},
@@ -12,6 +13,9 @@ use tracing::warn;
 
 /// Bytes that are read at once.
 const PIECE: usize = 4 << 20;
+
+/// Files of a checkpoint that are to be written.
+pub(super) type Files<'a> = BTreeMap<FileName, Box<dyn Contents + 'a>>;
 
 /// A folder of files that nobody writes to any more; gone when this is.
 #[derive(Debug)]
@@ -29,14 +33,14 @@ impl Folder {
     ///
     /// # Errors
     /// [`StoreError::Local`] when it cannot be listed.
-    pub fn contents(&self) -> Result<Vec<(FileName, Box<dyn Contents + '_>)>, StoreError> {
+    pub(super) fn contents(&self) -> Result<Files<'_>, StoreError> {
         let local = |source| StoreError::Local { path: self.dir.clone(), source };
-        let mut files = Vec::new();
+        let mut files = Files::new();
         for entry in fs::read_dir(&self.dir).map_err(local)? {
             let entry = entry.map_err(local)?;
             let name: FileName = entry.file_name().to_string_lossy().parse()?;
             let size = entry.metadata().map_err(local)?.len();
-            files.push((name, Box::new(LocalFile { path: entry.path(), size }) as Box<dyn Contents>));
+            files.insert(name, Box::new(LocalFile { path: entry.path(), size }));
         }
         Ok(files)
     }
@@ -110,7 +114,8 @@ mod tests {
         fs::write(path.join("model.safetensors"), &bytes).unwrap();
         let folder = Folder::new(path.clone());
         let files = folder.contents().unwrap();
-        let [(name, contents)] = files.as_slice() else { panic!("one file") };
+        assert_eq!(files.len(), 1);
+        let (name, contents) = files.first_key_value().unwrap();
         assert_eq!((name.as_str(), contents.size()), ("model.safetensors", bytes.len() as u64));
         for _ in 0..2 {
             let pieces: Vec<Bytes> = contents.pieces().collect();

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::folder::Folder;
+use super::folder::{Files, Folder};
 use crate::{agent::Backoff, background::be_nice};
 
 /// Within one try the store is asked again only for so long: how it stands is known soon, and tries have no end.
@@ -44,7 +44,7 @@ pub struct Work {
 /// What a checkpoint holds.
 pub enum Held {
     /// The state of training.
-    State(Frozen),
+    State(Box<Frozen>),
     /// A model on this machine.
     Model(Arc<Folder>),
 }
@@ -100,7 +100,7 @@ impl Work {
     /// # Errors
     /// Those of [`write_checkpoint`].
     pub async fn write(&self) -> Result<Checkpoint, StoreError> {
-        let mut files: BTreeMap<FileName, Box<dyn Contents + '_>> = BTreeMap::new();
+        let mut files = Files::new();
         for (name, bytes) in &self.more {
             files.insert(name.clone(), Box::new(bytes.clone()));
         }
