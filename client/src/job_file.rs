@@ -178,6 +178,7 @@ impl Client {
         }
         let start = spec.adapter.as_mut().and_then(|adapter| adapter.start.as_mut());
         if let Some(start) = start
+            && start.job.is_empty()
             && let Some(dir) = local("adapter.start", &start.source, &start.sha256, folder)?
         {
             let names = adapter_files(&dir)?;

@@ -10,7 +10,7 @@ use lorafleet_spec::{
     BaseShape, FieldError, Job,
     base::{Head, TensorFile, header_len},
     fill_defaults,
-    job::Task,
+    job::{Action, Start, Task},
     validate,
 };
 use lorafleet_store::{Digest, FileName, Store, StoreError, Sums, layout};
@@ -70,10 +70,12 @@ impl Checker {
                 self.find_dataset(field, file.sha256.as_deref()).await?;
             }
         }
-        if let Some(start) = &job.adapter.start {
+        if let Some(Start::Folder(start)) = &job.adapter.start {
             self.find_adapter("adapter.start", start.sha256.as_deref()).await?;
         }
-        if job.task == Task::Classification && job.data.labels.is_empty() {
+        // An adapter that is there brings its labels along.
+        let trains = job.action == Action::Train;
+        if trains && job.task == Task::Classification && job.data.labels.is_empty() {
             let labels = labels::of_training(&self.store, &job).await?;
             spec.data.get_or_insert_default().labels.clone_from(&labels);
             job.data.labels = labels;

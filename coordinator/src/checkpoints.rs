@@ -138,6 +138,20 @@ pub async fn resumable(pool: &PgPool, job: JobId, fence: &Fence) -> Result<Vec<p
     Ok(rows.into_iter().map(|row| row.message(job)).collect())
 }
 
+/// What a job came to: its final checkpoint.
+pub async fn result_of(pool: &PgPool, job: JobId) -> Result<Option<pb::Checkpoint>, DbError> {
+    let row = sqlx::query_as!(
+        CheckpointRow,
+        r#"select name, step, create_time, files as "files: Json<Vec<pb::CheckpointFile>>", manifest_sha256, final, best
+           from checkpoints where job_id = $1 and final and not expired
+           order by step desc, attempt desc, generation desc limit 1"#,
+        job.0,
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| row.message(job)))
+}
+
 /// The step of the newest whole checkpoint; 0 without one.
 pub async fn newest_step(tx: &mut PgConnection, job: JobId) -> Result<u64, DbError> {
     let step = sqlx::query_scalar!(

@@ -55,6 +55,12 @@ fn running(job: &pb::Job, standing: &Standing) -> String {
         Some(Phase::Closing) => {
             format!("is running, but attempt {} lost its gang: those left are told to stop", job.attempt)
         }
+        _ if job.spec.as_ref().is_some_and(|spec| spec.action() == pb::Action::Evaluate) => {
+            format!("is running: it evaluates an adapter on {workers}")
+        }
+        _ if job.spec.as_ref().is_some_and(|spec| spec.action() == pb::Action::Merge) => {
+            format!("is running: it merges an adapter into the base on {workers}")
+        }
         _ => {
             let left = job.latest.as_ref().filter(|point| point.seconds_left > 0.0);
             let left =

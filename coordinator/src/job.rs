@@ -101,7 +101,7 @@ pub struct Transition {
 
 /// A change that the state machine does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the job is {}; it cannot be {}", .from.word(), .cause.verb())]
+#[error("the job {}; it cannot be {}", .from.told(), .cause.verb())]
 pub struct Illegal {
     /// The state it is in.
     pub from: JobState,
@@ -167,15 +167,15 @@ impl JobState {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 
-    /// What people call it.
-    pub fn word(self) -> &'static str {
+    /// Of a job, after its name.
+    pub fn told(self) -> &'static str {
         match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
+            Self::Queued => "is queued",
+            Self::Running => "is running",
+            Self::Paused => "is paused",
+            Self::Succeeded => "has succeeded",
+            Self::Failed => "has failed",
+            Self::Cancelled => "was cancelled",
         }
     }
 

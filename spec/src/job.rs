@@ -50,6 +50,8 @@ pub struct Job {
     pub name: String,
     /// The frozen pretrained model.
     pub base: Source,
+    /// What is done.
+    pub action: Action,
     /// What is trained.
     pub task: Task,
     /// Examples, and how they are read.
@@ -79,6 +81,28 @@ pub struct Source {
     pub sha256: Option<String>,
 }
 
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// An adapter is trained.
+    Train,
+    /// An adapter is evaluated.
+    Evaluate,
+    /// An adapter is merged into the base.
+    Merge,
+}
+
+impl Action {
+    /// Its name in job files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Action::Train => "train",
+            Action::Evaluate => "evaluate",
+            Action::Merge => "merge",
+        }
+    }
+}
+
 /// What is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
@@ -91,7 +115,7 @@ pub enum Task {
 /// The data sets of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataSpec {
-    /// Files of examples to train on, at least one; together they are one data set.
+    /// Files of examples to train on, at least one where it is trained; together they are one data set.
     pub train: Vec<Source>,
     /// Files of examples to evaluate on; empty: no evaluation.
     pub eval: Vec<Source>,
@@ -143,8 +167,17 @@ pub struct AdapterSpec {
     pub layers_pattern: Vec<String>,
     /// Modules that are trained whole, by suffix of their names.
     pub modules_to_save: Vec<String>,
-    /// An adapter whose weights are the start.
-    pub start: Option<Source>,
+    /// An adapter whose weights are the start; always there in an evaluation and a merge, which are about it.
+    pub start: Option<Start>,
+}
+
+/// An adapter that is there already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// A PEFT folder.
+    Folder(Source),
+    /// The final checkpoint of a job: `jobs/{id}`, or `jobs/` and a name within one submission.
+    Job(String),
 }
 
 /// How the trained weights enter a layer.
@@ -430,9 +463,9 @@ impl Job {
         let mut sources = vec![("base".to_owned(), self.base.sha256.is_none())];
         sources.extend(data("data.train", &self.data.train));
         sources.extend(data("data.eval", &self.data.eval));
-        sources.extend(
-            self.adapter.start.iter().map(|start| ("adapter.start".to_owned(), start.sha256.is_none())),
-        );
+        if let Some(Start::Folder(start)) = &self.adapter.start {
+            sources.push(("adapter.start".to_owned(), start.sha256.is_none()));
+        }
         sources
             .into_iter()
             .filter(|(_, missing)| *missing)

@@ -10,7 +10,7 @@ use lorafleet_proto::v1 as pb;
 use crate::{
     base::{BaseError, BaseShape, BaseSource, Head},
     data::{self, Tokenizer},
-    job::{self, FieldError, Job, Task},
+    job::{self, Action, FieldError, Job, Task},
     plan::Plan,
     targets::{self, Target},
 };
@@ -72,14 +72,16 @@ pub fn job_file_on(text: &str, dir: &Path, base: Option<&Path>) -> Report {
     let later = checker.errors.split_off(told);
     let shape = base_dir.as_deref().and_then(|dir| checker.shape(dir, head(task, sets.outputs)));
     checker.errors.extend(later);
+    let trains = parts.action == Some(Action::Train);
     let targets = match (&shape, &parts.adapter) {
-        (Some(shape), Some(adapter)) if !checker.has_errors("adapter") => {
+        (Some(shape), Some(adapter)) if trains && !checker.has_errors("adapter") => {
             checker.keep(targets::resolve(adapter, shape))
         }
         _ => None,
     };
     let max_length = spec.train.map_or(0, |train| train.max_length) as usize;
-    if let (Some(shape), false) = (&shape, checker.has_errors("train.max_length")) {
+    let looks_at_data = parts.action != Some(Action::Merge);
+    if let (Some(shape), false) = (&shape, checker.has_errors("train.max_length") || !looks_at_data) {
         checker.errors.extend(too_long(max_length, shape));
     }
     if let (Some(shape), Some(tokenizer)) = (&shape, &tokenizer) {
@@ -102,12 +104,18 @@ pub fn head(task: Task, outputs: usize) -> Head {
     }
 }
 
-/// Checks a job against its base: the layers that it trains.
+/// Checks a job against its base: the layers that it trains; none where it trains nothing.
 ///
 /// # Errors
 /// Every field that does not fit the base.
 pub fn job_on_base(job: &Job, shape: &BaseShape) -> Result<Vec<Target>, Vec<FieldError>> {
+    if job.action == Action::Merge {
+        return Ok(Vec::new());
+    }
     let length = too_long(job.train.max_length as usize, shape);
+    if job.action == Action::Evaluate {
+        return length.map_or(Ok(Vec::new()), |error| Err(vec![error]));
+    }
     match (targets::resolve(&job.adapter, shape), length) {
         (Ok(targets), None) => Ok(targets),
         (Ok(_), Some(error)) => Err(vec![error]),

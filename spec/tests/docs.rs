@@ -48,3 +48,14 @@ fn the_example_sweep_is_in_order() {
     let text = one_of_sweep(&fs::read_to_string(examples.join("sweep.yaml")).expect("the example"));
     assert_eq!(validate::job_file(&text, &examples).errors, []);
 }
+
+#[test]
+fn the_example_pipeline_is_in_order() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let text = fs::read_to_string(examples.join("pipeline.yaml")).expect("the example");
+    let reports: Vec<_> =
+        submission::documents(&text).iter().map(|text| validate::job_file(text, &examples)).collect();
+    assert!(reports.iter().all(|report| report.errors.is_empty()), "{reports:#?}");
+    let links: Vec<_> = reports.iter().map(|report| submission::Links::of(&report.spec)).collect();
+    assert_eq!(submission::order(&links).map(|order| order.jobs), Ok(vec![0, 1, 2]));
+}

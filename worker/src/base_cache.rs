@@ -7,12 +7,16 @@ use std::{
 };
 
 use lorafleet_lora::base::{Base, BaseError};
+use lorafleet_proto::v1 as pb;
 use lorafleet_spec::{
     base::Head,
     data::{Tokenizer, TokenizerError},
     job::Precision,
 };
-use lorafleet_store::{Digest, Hasher, Store, StoreError, download_base, layout};
+use lorafleet_store::{CheckpointId, Digest, Hasher, Store, StoreError, download_base, layout};
+
+/// What of a checkpoint is its adapter.
+const ADAPTER_FILES: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", "labels.json"];
 
 /// A base's files on this machine, with its tokenizer.
 #[derive(Clone)]
@@ -110,6 +114,55 @@ impl Cache {
         let dir = self.dir.join("adapters").join(digest.to_string());
         download_base(store, digest, &dir).await?;
         Ok(dir)
+    }
+
+    /// The folder of the adapter that a job has trained: the PEFT files of a checkpoint and its labels, fetched if need
+    /// be.
+    ///
+    /// # Errors
+    /// They cannot be fetched, or are damaged.
+    pub async fn checkpoint(
+        &self,
+        store: &Store,
+        checkpoint: &pb::Checkpoint,
+    ) -> Result<PathBuf, StoreError> {
+        let (job, id) = CheckpointId::parse_resource_name(&checkpoint.name)?;
+        let dir = self.dir.join("adapters").join(format!("{job}-{id}"));
+        let local = |source| StoreError::Local { path: dir.clone(), source };
+        fs::create_dir_all(&dir).map_err(local)?;
+        for file in checkpoint.files.iter().filter(|file| ADAPTER_FILES.contains(&file.name.as_str())) {
+            let name = file.name.parse()?;
+            let path = layout::checkpoint_file(&job, &id, &name);
+            let bad = |_| StoreError::Damaged {
+                path: path.clone(),
+                reason: format!("its row has no digest of it, but {:?}", file.sha256),
+            };
+            let digest: Digest = file.sha256.parse().map_err(bad)?;
+            let to = dir.join(name.as_str());
+            if hash(&to).is_ok_and(|found| found == digest) {
+                continue;
+            }
+            store.download(&path, &digest, &to).await?;
+        }
+        Ok(dir)
+    }
+
+    /// Where an attempt of a job puts a model together: a path that is not there yet. What earlier attempts left here is
+    /// deleted.
+    ///
+    /// # Errors
+    /// The folder of such paths cannot be made or read.
+    pub fn scratch(&self, job: &str, attempt: u32) -> io::Result<PathBuf> {
+        let dir = self.dir.join("merges");
+        fs::create_dir_all(&dir)?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.to_string_lossy().trim_start_matches('.').starts_with(job) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(dir.join(format!("{job}-{attempt}")))
     }
 
     /// The file of a data set, its digest checked.

@@ -1,6 +1,6 @@
 //! `lorafleet-worker merge`: a base with an adapter merged into it, as a new Hugging Face folder.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, ops::ControlFlow};
 
 use anyhow::Context as _;
 use lorafleet_lora::adapter::merge::{Merged, Progress, merge};
@@ -21,7 +21,10 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
         MergeDtype::Bf16 => Dtype::Bf16,
     });
     let mut bar = Bar::default();
-    let mut show = |progress: Progress<'_>| bar.show(&progress);
+    let mut show = |progress: Progress<'_>| {
+        bar.show(&progress);
+        ControlFlow::Continue(())
+    };
     let merged = pool.install(|| merge(&args.base, &args.adapter, &args.out, dtype, &mut show))?;
     bar.end();
     let Merged { changed, copied, untied, .. } = merged;

@@ -146,7 +146,21 @@ async fn a_member_that_is_stopped_leaves_the_others_whole() {
         let traces = train(&fleet, &spec, 3, &[], &deeds);
         assert_eq!(traces.adapter(), (undisturbed, 2));
         assert!(matches!(traces.places[&2].outcome, Some(Outcome::Stopped(_))));
+        // The step in flight needs place 1, which goes on only after the stop.
+        assert!(traces.places[&2].points.keys().max() <= Some(&3));
         traces.assert_nothing_lost(8);
+    });
+}
+
+/// Cancelling takes effect within a step: none is finished after that in which the word came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_stopped_takes_no_further_step() {
+    let fleet = Fleet::start_tiny().await;
+    let spec = fleet.spec(100_000);
+    blocking(|| {
+        let traces = train(&fleet, &spec, 1, &[], &[deed(1, 3, What::Stop(1))]);
+        assert!(matches!(traces.places[&1].outcome, Some(Outcome::Stopped(_))));
+        assert_eq!(traces.places[&1].points.keys().max(), Some(&3));
     });
 }
 

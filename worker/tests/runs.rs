@@ -72,6 +72,61 @@ async fn one_two_and_three_workers_make_the_same_adapter() {
     }
 }
 
+/// What only one worker does: put out of its first generation before it is done, it begins anew in the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adapter_is_evaluated_and_merged() {
+    let fleet = Fleet::start_tiny().await;
+    let (coordinator, spec) = (&fleet.coordinator, fleet.spec(3));
+    let _worker = Worker::start(&fleet, "a", 1);
+    coordinator.run(JOB, &fence(1), &spec, &["a"], &[]).await;
+    let trained = coordinator.success("a", &fence(1)).await;
+    let about = |action: pb::Action| {
+        let mut spec = pb::JobSpec { action: action.into(), ..spec.clone() };
+        let start = pb::AdapterRef { job: JOB.into(), ..Default::default() };
+        spec.adapter.as_mut().unwrap().start = Some(start);
+        spec.eval.as_mut().unwrap().prompts.clear();
+        spec.workers = Some(pb::WorkersSpec { min: 1, max: 1 });
+        let data = spec.data.as_mut().unwrap();
+        data.train.clear();
+        if action == pb::Action::Merge {
+            data.eval.clear();
+        }
+        spec
+    };
+    coordinator.assign("jobs/gone", &fence(2), &about(pb::Action::Merge), &["a"]).await;
+    let Outcome::Failed(failed) = coordinator.outcome("a", &fence(2)).await else {
+        panic!("it has no adapter")
+    };
+    assert!(failed.message.contains("jobs/test has no final checkpoint"), "{}", failed.message);
+
+    coordinator.set_adapter(trained.checkpoint);
+    let trained = trained.result.unwrap();
+    for (attempt, action) in [(3, pb::Action::Evaluate), (4, pb::Action::Merge)] {
+        let (job, first, second) = ("jobs/about", generation(attempt, 1), generation(attempt, 2));
+        coordinator.assign(job, &first, &about(action), &["a"]).await;
+        coordinator.ready("a", &first).await;
+        let regroup = pb::Regroup { job: job.to_owned(), fence: Some(first.clone()) };
+        coordinator.send("a", Down::Regroup(regroup)).await;
+        coordinator.begin(job, &first, &[("a", 1)], &[]).await;
+        assert!(coordinator.parted("a", &first).await.polite);
+        coordinator.begin(job, &second, &[("a", 1)], &[]).await;
+        let done = coordinator.success("a", &second).await;
+        let result = done.result.unwrap();
+        if action == pb::Action::Evaluate {
+            assert_eq!((done.checkpoint, result.eval_loss_after), (None, trained.eval_loss_after));
+            assert_eq!(result.adapter_sha256, trained.adapter_sha256);
+            assert_eq!(coordinator.points("a", &second)[&0].eval_loss, trained.eval_loss_after);
+        } else {
+            let checkpoint = done.checkpoint.unwrap();
+            assert!(checkpoint.r#final && checkpoint.name.ends_with(&second.generation_id), "{checkpoint:?}");
+            let config = std::fs::read(fleet.file(&checkpoint, "config.json")).unwrap();
+            assert!(!config.is_empty() && fleet.file(&checkpoint, "tokenizer.json").is_file());
+            let weights = std::fs::read(fleet.file(&checkpoint, "model.safetensors")).unwrap();
+            assert_eq!(lorafleet_store::Digest::of(&weights).to_string(), result.adapter_sha256);
+        }
+    }
+}
+
 /// One member leaves politely, and the other goes on from memory; then that one leaves too, and checkpoints are read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drained_members_leave_and_the_job_resumes_to_the_same_adapter() {

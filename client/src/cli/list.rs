@@ -63,9 +63,14 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
         );
         return Ok(Exit::Done);
     }
-    let mut table = Table::new(&["JOB", "NAME", "STATE", ">STEP", ">LOSS", ">WORKERS", ">AGE"]);
+    let mut columns = vec!["JOB", "NAME", "STATE", ">STEP", ">LOSS", ">WORKERS", ">AGE"];
+    let in_sweeps = jobs.iter().any(|job| !job.sweep.is_empty());
+    columns.extend(in_sweeps.then_some("SWEEP"));
+    let mut table = Table::new(&columns);
     for job in &jobs {
-        table.row(row(job));
+        let mut cells = row(job);
+        cells.extend(in_sweeps.then(|| short_id(&job.sweep).to_owned()));
+        table.row(cells);
     }
     output::line(&table.to_string())?;
     Ok(Exit::Done)

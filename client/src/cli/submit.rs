@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use lorafleet::{Client, ClientError, FieldError, JobFile, pb, short_id};
-use lorafleet_spec::{job::submission, validate::Report};
+use lorafleet_spec::{
+    job::submission::{self, Links},
+    validate::Report,
+};
 use uuid::Uuid;
 
 use super::{
@@ -80,10 +83,7 @@ async fn several(args: Args, files: Vec<JobFile>, fleet: &Fleet) -> anyhow::Resu
         let (file, report) = checked_file(file).await?;
         checked.push((file, report.spec));
     }
-    let after = |spec: &pb::JobSpec| spec.queue.clone().unwrap_or_default().after;
-    let after: Vec<Vec<String>> = checked.iter().map(|(_, spec)| after(spec)).collect();
-    let names = checked.iter().map(|(_, spec)| spec.display_name.as_str());
-    let jobs: Vec<(&str, &[String])> = names.zip(after.iter().map(Vec::as_slice)).collect();
+    let jobs: Vec<Links<'_>> = checked.iter().map(|(_, spec)| Links::of(spec)).collect();
     if let Err(wrong) = submission::order(&jobs) {
         let file = &checked[wrong[0].job].0;
         return Err(file.mistakes(wrong.into_iter().map(|wrong| wrong.error).collect()).into());

@@ -67,12 +67,14 @@ pub fn describe_job(job: &pb::Job, attempts: &[pb::Attempt]) -> String {
     if !matches!(spec.tenant.as_str(), "" | "default") {
         facts.push(("tenant", spec.tenant.clone()));
     }
+    let action = spec.action();
+    let trains = !matches!(action, pb::Action::Evaluate | pb::Action::Merge);
     let state = match job.state_message.as_str() {
         "" => state_name(job.state()).to_owned(),
         why => format!("{}: {why}", state_name(job.state())),
     };
     facts.push(("state", state));
-    facts.push(("step", step(job)));
+    facts.push(("step", if trains { step(job) } else { String::new() }));
     if let Some(point) = job.latest.as_ref().filter(|point| point.step > 0) {
         let rate = number(point.tokens_per_second.round() as u64);
         facts.push(("loss", format!("{:.4} at step {} ({rate} tokens/s)", point.loss, number(point.step))));
@@ -83,6 +85,7 @@ pub fn describe_job(job: &pb::Job, attempts: &[pb::Attempt]) -> String {
             format!("{} (attempt {}, generation {})", job.world_size, job.attempt, job.generation),
         ));
     }
+    facts.push(("sweep", job.sweep.clone()));
     facts.push(("created", date(job.create_time.as_ref())));
     facts.push(("started", date(job.start_time.as_ref())));
     let took = between(job.start_time.as_ref(), job.end_time.as_ref());
@@ -92,7 +95,7 @@ pub fn describe_job(job: &pb::Job, attempts: &[pb::Attempt]) -> String {
     let data = spec.data.unwrap_or_default();
     facts.push(("train data", sources(&data.train)));
     facts.push(("eval data", sources(&data.eval)));
-    facts.push(("adapter", adapter(&spec.adapter.unwrap_or_default())));
+    facts.push(adapter(action, &spec.adapter.unwrap_or_default()));
     facts.extend(job.result.iter().flat_map(result));
     let mut text = String::new();
     for (name, value) in facts.into_iter().filter(|(_, value)| !value.is_empty()) {
@@ -113,14 +116,26 @@ fn step(job: &pb::Job) -> String {
     }
 }
 
-fn adapter(adapter: &pb::AdapterSpec) -> String {
+/// The adapter that is trained; or what is done, and to which.
+fn adapter(action: pb::Action, adapter: &pb::AdapterSpec) -> (&'static str, String) {
+    let start = adapter.start.clone().unwrap_or_default();
+    let start = if start.job.is_empty() { start.source } else { start.job };
+    match action {
+        pb::Action::Evaluate => ("evaluates", start),
+        pb::Action::Merge => ("merges", start),
+        pb::Action::Train | pb::Action::Unspecified => ("adapter", trained(adapter, &start)),
+    }
+}
+
+fn trained(adapter: &pb::AdapterSpec, start: &str) -> String {
     let targets = adapter.targets.join(", ");
     let form = match adapter.method() {
         pb::AdapterMethod::Full => return "none: full fine-tuning".to_owned(),
         pb::AdapterMethod::Dora => "DoRA",
         pb::AdapterMethod::Lora | pb::AdapterMethod::Unspecified => "LoRA",
     };
-    format!("{form} of rank {}, alpha {}, on {targets}", adapter.rank, adapter.alpha)
+    let from = if start.is_empty() { String::new() } else { format!(", from {start}") };
+    format!("{form} of rank {}, alpha {}, on {targets}{from}", adapter.rank, adapter.alpha)
 }
 
 fn result(result: &pb::JobResult) -> Vec<(&'static str, String)> {
@@ -176,6 +191,21 @@ mod tests {
         let text = describe_job(&job, &[]);
         assert!(text.contains("queued: waits for 4 workers, the fleet has 2\n"), "{text}");
         assert!(!text.contains("ended"), "what has not been is left out: {text}");
+    }
+
+    #[test]
+    fn what_is_done_to_which_adapter_and_in_which_sweep_is_told() {
+        let start = pb::AdapterRef { job: "jobs/b".into(), ..Default::default() };
+        let adapter = pb::AdapterSpec { rank: 16, start: Some(start), ..Default::default() };
+        let spec =
+            pb::JobSpec { adapter: Some(adapter), action: pb::Action::Merge.into(), ..Default::default() };
+        let job = pb::Job { spec: Some(spec), sweep: "sweeps/s".into(), ..Default::default() };
+        let text = describe_job(&job, &[]);
+        assert!(
+            text.contains("merges          jobs/b\n") && text.contains("sweep           sweeps/s\n"),
+            "{text}"
+        );
+        assert!(!text.contains("LoRA") && !text.contains("step"), "{text}");
     }
 
     #[test]

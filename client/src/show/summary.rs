@@ -28,16 +28,23 @@ pub fn summary(job: &pb::Job, adapter: &Adapter<'_>) -> String {
     let name = job.spec.as_ref().map_or("", |spec| spec.display_name.as_str());
     let took = between(job.start_time.as_ref(), job.end_time.as_ref())
         .map_or(String::new(), |took| format!(" in {}", duration(took)));
-    let head =
-        format!("{name} ({}) {} after {} steps{took}", job.name, state_name(job.state()), number(job.step));
-    let Some(result) = job.result.as_ref().filter(|_| job.state() == pb::JobState::Succeeded) else {
-        return match job.state_message.as_str() {
-            "" => head,
-            why => format!("{head}: {why}"),
-        };
+    let action = job.spec.as_ref().map_or(pb::Action::Train, pb::JobSpec::action);
+    let trains = !matches!(action, pb::Action::Evaluate | pb::Action::Merge);
+    let steps = if trains { format!(" after {} steps", number(job.step)) } else { String::new() };
+    let head = format!("{name} ({}) {}{steps}{took}", job.name, state_name(job.state()));
+    let said = match job.state_message.as_str() {
+        "" => head.clone(),
+        why => format!("{head}: {why}"),
     };
-    let mut lines = vec![head, String::new()];
-    lines.extend(facts(result, job.step).into_iter().map(|(name, value)| format!("  {name:<16}{value}")));
+    let Some(result) = job.result.as_ref().filter(|_| job.state() == pb::JobState::Succeeded) else {
+        return said;
+    };
+    let mut lines = vec![if trains { head } else { said }, String::new()];
+    let facts = if trains { facts(result, job.step) } else { measured(result) };
+    lines.extend(facts.into_iter().map(|(name, value)| format!("  {name:<16}{value}")));
+    if action == pb::Action::Evaluate {
+        return lines.join("\n");
+    }
     for answer in &result.answers {
         lines.push(String::new());
         for (who, text) in [("prompt", &answer.prompt), ("base", &answer.base), ("adapter", &answer.adapter)]
@@ -48,6 +55,19 @@ pub fn summary(job: &pb::Job, adapter: &Adapter<'_>) -> String {
     lines.push(String::new());
     lines.extend(whereabouts(job, adapter));
     lines.join("\n")
+}
+
+/// What an evaluation measured; nothing of a merge.
+fn measured(result: &pb::JobResult) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    if let Some(loss) = result.eval_loss_after {
+        let of = if result.scores_after.is_empty() { "tokens" } else { "examples" };
+        facts.push(("evaluation loss", format!("{loss:.4} over {} {of}", number(result.eval_tokens))));
+    }
+    let score = |score: &pb::Score| (score_name(&score.name), format!("{:.4}", score.value));
+    facts.extend(result.scores_after.iter().map(score));
+    facts.extend(result.data.as_ref().map(|data| ("data", data_line(data))));
+    facts
 }
 
 fn facts(result: &pb::JobResult, steps: u64) -> Vec<(&'static str, String)> {
@@ -146,7 +166,8 @@ fn data_line(data: &pb::DataSummary) -> String {
 fn whereabouts(job: &pb::Job, adapter: &Adapter<'_>) -> Vec<String> {
     let id = short_id(&job.name);
     let spec = job.spec.clone().unwrap_or_default();
-    let full = spec.adapter.as_ref().is_some_and(|adapter| adapter.method() == pb::AdapterMethod::Full);
+    let full = spec.action() == pb::Action::Merge
+        || spec.adapter.as_ref().is_some_and(|adapter| adapter.method() == pb::AdapterMethod::Full);
     let try_it = match spec.task() {
         pb::Task::Classification => format!("lorafleet classify {id} --text \"…\""),
         pb::Task::CausalLm | pb::Task::Unspecified => format!("lorafleet generate {id} --prompt \"…\""),
@@ -226,6 +247,20 @@ mod tests {
         }
         job.spec.as_mut().unwrap().set_task(pb::Task::Classification);
         assert!(summary(&job, &Adapter::Stored).contains("lorafleet classify a1 --text"));
+    }
+
+    #[test]
+    fn an_evaluation_tells_what_it_measured_and_a_merge_where_it_lies() {
+        let mut job = succeeded();
+        job.state_message = "evaluated".into();
+        job.spec.as_mut().unwrap().set_action(pb::Action::Evaluate);
+        let text = summary(&job, &Adapter::Stored);
+        assert_eq!(
+            text,
+            "games (jobs/a1) succeeded: evaluated\n\n  evaluation loss 3.6710 over 8,291 tokens"
+        );
+        job.spec.as_mut().unwrap().set_action(pb::Action::Merge);
+        assert!(summary(&job, &Adapter::Stored).contains("lorafleet download a1 DIR"));
     }
 
     #[test]

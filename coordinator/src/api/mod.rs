@@ -6,6 +6,7 @@ pub mod error;
 mod fleet;
 mod jobs;
 mod life;
+mod links;
 mod page;
 mod submit;
 mod sweeps;

@@ -1,15 +1,13 @@
 //! Submission: one job, or several that come after each other, checked whole and stored at once.
 
 use lorafleet_proto::v1 as pb;
-use lorafleet_spec::{
-    FieldError, fill_defaults,
-    job::submission::{self, After},
-};
+use lorafleet_spec::{FieldError, fill_defaults, job::submission::Misplaced};
 use uuid::Uuid;
 
 use super::{
     error::ApiError,
     jobs::JobsService,
+    links,
     tenants::{fill_tenant, tenant_gone},
 };
 use crate::{
@@ -18,7 +16,6 @@ use crate::{
     convert,
     db::within,
     ids::JobId,
-    job::JobState,
     queue::{self, NewJob},
     quota::AdmitError,
 };
@@ -82,7 +79,7 @@ impl JobsService {
             self.checker.check(spec).await.map_err(|error| in_spec(error, &path))?;
             self.services.tenant_of(spec, &path).await?;
         }
-        self.check_after(caller, &specs, field, &ids).await?;
+        self.check_links(caller, &specs, field, &ids).await?;
         if validate_only {
             return Ok(specs
                 .into_iter()
@@ -153,6 +150,24 @@ impl JobsService {
         self.all(&ids).await.map(Some)
     }
 
+    /// What the jobs say of others.
+    async fn check_links(
+        &self,
+        caller: &Caller,
+        specs: &[pb::JobSpec],
+        field: &str,
+        ids: &[JobId],
+    ) -> Result<(), ApiError> {
+        let jobs: Vec<(JobId, &pb::JobSpec)> = ids.iter().copied().zip(specs).collect();
+        let found = within(links::mistakes(&self.services.pool, caller.scope(), &jobs)).await?;
+        let at = |(i, errors): (usize, Vec<FieldError>)| {
+            let path = path(field, i);
+            errors.into_iter().map(move |e| FieldError::new(format!("{path}.{}", e.path), e.message))
+        };
+        let errors: Vec<FieldError> = found.into_iter().enumerate().flat_map(at).collect();
+        if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
+    }
+
     async fn all(&self, ids: &[JobId]) -> Result<Vec<pb::Job>, ApiError> {
         let mut jobs = Vec::with_capacity(ids.len());
         for id in ids {
@@ -160,72 +175,16 @@ impl JobsService {
         }
         Ok(jobs)
     }
-
-    /// Jobs that others come after must be there, and must not have ended badly.
-    async fn check_after(
-        &self,
-        caller: &Caller,
-        specs: &[pb::JobSpec],
-        field: &str,
-        own: &[JobId],
-    ) -> Result<(), ApiError> {
-        let mut named = Vec::new();
-        for (i, spec) in specs.iter().enumerate() {
-            for (j, name) in spec.queue.iter().flat_map(|queue| &queue.after).enumerate() {
-                let path = format!("{}.queue.after[{j}]", path(field, i));
-                let job = JobId::from_name(name).map_err(|error| ApiError::name(&path, &error))?;
-                if !own.contains(&job) {
-                    named.push((path, job));
-                }
-            }
-        }
-        if named.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<JobId> = named.iter().map(|(_, job)| *job).collect();
-        let states = within(queue::states(&self.services.pool, &ids, caller.scope())).await?;
-        let mut errors = Vec::new();
-        for (path, job) in named {
-            match states.iter().find(|(known, _)| *known == job).map(|(_, state)| *state) {
-                None => {
-                    errors.push(FieldError::new(path, format!("is {}, which does not exist", job.name())))
-                }
-                Some(state @ (JobState::Failed | JobState::Cancelled)) => {
-                    let message =
-                        format!("is {}, which is {}: this job would never start", job.name(), state.word());
-                    errors.push(FieldError::new(path, message));
-                }
-                Some(_) => {}
-            }
-        }
-        if errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(errors)) }
-    }
 }
 
 /// Replaces names of siblings by their resource names; gives the order in which to store them.
 fn name_siblings(specs: &mut [pb::JobSpec], field: &str, ids: &[JobId]) -> Result<Vec<usize>, ApiError> {
-    let jobs: Vec<(&str, &[String])> = specs
-        .iter()
-        .map(|spec| {
-            let after = spec.queue.as_ref().map_or(&[][..], |queue| &queue.after);
-            (spec.display_name.as_str(), after)
-        })
-        .collect();
-    let order = submission::order(&jobs).map_err(|wrong| {
-        let at = |wrong: submission::Misplaced| {
+    links::name_siblings(specs, ids).map_err(|wrong| {
+        let at = |wrong: Misplaced| {
             FieldError::new(format!("{}.{}", path(field, wrong.job), wrong.error.path), wrong.error.message)
         };
         ApiError::Invalid(wrong.into_iter().map(at).collect())
-    })?;
-    for (spec, after) in specs.iter_mut().zip(order.after) {
-        let Some(queue) = &mut spec.queue else { continue };
-        let name = |after| match after {
-            After::Sibling(job) => ids[job].name(),
-            After::Stored(name) => name,
-        };
-        queue.after = after.into_iter().map(name).collect();
-    }
-    Ok(order.jobs)
+    })
 }
 
 /// The key of idempotence of one of several jobs: the request's own for the first, and others by its last bits.
@@ -233,6 +192,7 @@ fn nth(request: Uuid, n: u128) -> Uuid {
     Uuid::from_u128(request.as_u128() ^ n)
 }
 
+/// Where one of the jobs stands in the request.
 fn path(field: &str, index: usize) -> String {
     if field == "spec" { field.to_owned() } else { format!("{field}[{index}]") }
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Services,
     error::ApiError,
+    links,
     page::Page,
     tenants::{fill_tenant, tenant_gone},
 };
@@ -18,7 +19,7 @@ use crate::{
     access::Caller,
     check::{CheckError, Checker},
     db::within,
-    ids::SweepId,
+    ids::{JobId, SweepId},
     queue,
     sweeps::{self, CancelSweepError, Created, NewSweep},
 };
@@ -48,7 +49,7 @@ impl SweepsService {
         let created = match before {
             Some(before) => Created::Before(before),
             None => {
-                let expanded = self.check(&spec, &sweep).await?;
+                let expanded = self.check(caller, &spec, &sweep).await?;
                 self.services.tenant_of(&spec, "spec").await?;
                 let new = NewSweep { spec: spec.clone(), sweep: sweep.clone(), request_id, expanded };
                 match within(sweeps::create(pool, &new)).await {
@@ -69,7 +70,12 @@ impl SweepsService {
     }
 
     /// Works the children out and checks each as CreateJob does. All mistakes at once.
-    async fn check(&self, spec: &pb::JobSpec, sweep: &pb::SweepSpec) -> Result<Sweep, ApiError> {
+    async fn check(
+        &self,
+        caller: &Caller,
+        spec: &pb::JobSpec,
+        sweep: &pb::SweepSpec,
+    ) -> Result<Sweep, ApiError> {
         let mut expanded =
             expand::expand(spec, sweep).map_err(|errors| ApiError::Invalid(in_request(errors)))?;
         let mut first: Option<pb::JobSpec> = None;
@@ -85,6 +91,7 @@ impl SweepsService {
                 Err(other) => return Err(other.into()),
             }
         }
+        self.check_links(caller, &mut expanded, &mut mistakes).await?;
         mistakes.none().map_err(|errors| ApiError::Invalid(in_request(errors)))?;
         Ok(expanded)
     }
@@ -95,6 +102,36 @@ impl SweepsService {
         let tenant = caller.scope().map(|_| caller.tenant_name());
         let there = within(sweeps::exists(&self.services.pool, sweep, tenant)).await?;
         if there { Ok(sweep) } else { Err(not_found(sweep)) }
+    }
+
+    /// What the children say of jobs that were submitted before.
+    async fn check_links(
+        &self,
+        caller: &Caller,
+        sweep: &mut Sweep,
+        mistakes: &mut Mistakes,
+    ) -> Result<(), ApiError> {
+        let ids: Vec<JobId> = sweep.children.iter().map(|_| JobId::new()).collect();
+        let mut unnamed = false;
+        for (child, id) in sweep.children.iter_mut().zip(&ids) {
+            // A child has no siblings that it could name.
+            let named = links::name_siblings(std::slice::from_mut(&mut child.spec), &[*id]);
+            if let Err(wrong) = named {
+                unnamed = true;
+                let errors = wrong.into_iter().map(|wrong| wrong.error).collect();
+                mistakes.of_child(errors, child.index, &child.settings);
+            }
+        }
+        if unnamed {
+            return Ok(());
+        }
+        let jobs: Vec<(JobId, &pb::JobSpec)> =
+            ids.iter().copied().zip(sweep.children.iter().map(|child| &child.spec)).collect();
+        let found = within(links::mistakes(&self.services.pool, caller.scope(), &jobs)).await?;
+        for (child, errors) in sweep.children.iter().zip(found).filter(|(_, errors)| !errors.is_empty()) {
+            mistakes.of_child(errors, child.index, &child.settings);
+        }
+        Ok(())
     }
 
     async fn get(&self, sweep: SweepId) -> Result<pb::Sweep, ApiError> {

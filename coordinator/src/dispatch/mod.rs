@@ -179,7 +179,8 @@ impl Dispatcher {
                     None => queue::specs(&self.pool, [job]).await?.remove(&job),
                 };
                 let Some(spec) = spec else { return Ok(true) };
-                Down::Assign(assign(held, spec))
+                let adapter = self.adapter_of(&spec).await?;
+                Down::Assign(pb::Assign { adapter, ..assign(held, spec) })
             }
             // The conductor has told it since this round began.
             Tell::Begin if !stream.begun.contains_key(&held.run) && self.has_begun(held) => return Ok(true),
@@ -208,6 +209,15 @@ impl Dispatcher {
 
     fn has_begun(&self, held: &Held) -> bool {
         self.hub.has_begun(held.worker, held.run, &held.fence)
+    }
+
+    /// What the job that `adapter.start` names has trained, if it names one. Where that is gone, the worker says so.
+    async fn adapter_of(&self, spec: &pb::JobSpec) -> Result<Option<pb::Checkpoint>, DbError> {
+        let start = spec.adapter.as_ref().and_then(|adapter| adapter.start.as_ref());
+        match start.and_then(|start| JobId::from_name(&start.job).ok()) {
+            Some(job) => checkpoints::result_of(&self.pool, job).await,
+            None => Ok(None),
+        }
     }
 
     /// Ends a place in its holder's stead.
@@ -279,6 +289,7 @@ fn assign(held: &Held, spec: pb::JobSpec) -> pb::Assign {
         fence: Some((&Fence::loading(held.run.attempt)).into()),
         spec: Some(spec),
         place: held.run.place.0,
+        adapter: None,
     }
 }
 

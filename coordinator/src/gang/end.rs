@@ -101,7 +101,10 @@ pub(super) fn succeeding<'a>(
     // Said here too: what a member reported just before its end may come too late to be stored.
     let early =
         if result.stopped_early { ", early: evaluations no longer got better (eval.patience)" } else { "" };
-    let message = format!("finished after step {}{early}", id.step());
+    let message = match succeeded.message.as_str() {
+        "" => format!("finished after step {}{early}", id.step()),
+        said => said.to_owned(),
+    };
     Success { worker, run, fence, id, checkpoint, result, message }
 }
 
@@ -114,6 +117,17 @@ pub(super) async fn succeed_all(
     let change =
         JobState::Running.on(Cause::Succeeded).map_err(|illegal| DbError::Data(illegal.to_string()))?;
     queue::succeed_all(executor, change, look, successes).await
+}
+
+/// Ends an evaluation in success: what it found is its result, and it writes no checkpoint.
+pub(super) async fn succeed_evaluation(
+    tx: &mut Tx,
+    live: &Live,
+    succeeded: &pb::Succeeded,
+) -> Result<(), DbError> {
+    let result = pb::JobResult { checkpoint: String::new(), ..succeeded.result.clone().unwrap_or_default() };
+    queue::record_result(tx, live.job, &result).await?;
+    end_job(tx, live, Cause::Succeeded, "succeeded", &succeeded.message).await
 }
 
 /// Ends an attempt whose members are all gone: back to the queue, or failed when that happened too often.

@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use super::{
     Fenced,
     advance::{Advance, Moment, advance_locked},
-    end::{end_job, fail, succeed_all, succeeding},
+    end::{end_job, fail, succeed_all, succeed_evaluation, succeeding},
 };
 use crate::{
     checkpoints,
@@ -146,9 +146,15 @@ async fn finish_one(
     use pb::finished::Outcome;
     let counts = is_of_the_gang(finish.run, live, members);
     match finish.outcome {
-        Outcome::Succeeded(_) if counts => {
-            let message = "a member reported success without a final checkpoint of its own gang";
-            end_job(tx, live, Cause::Failed, "failed", message).await?;
+        Outcome::Succeeded(succeeded) if counts => {
+            let evaluated =
+                succeeded.checkpoint.is_none() && queue::action(tx, live.job).await? == pb::Action::Evaluate;
+            if evaluated {
+                succeed_evaluation(tx, live, succeeded).await?;
+            } else {
+                let message = "a member reported success without a final checkpoint of its own gang";
+                end_job(tx, live, Cause::Failed, "failed", message).await?;
+            }
             Ok(Advance::Changed)
         }
         Outcome::Failed(failed) if counts => {

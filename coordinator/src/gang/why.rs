@@ -13,6 +13,13 @@ use crate::{
 /// A gang begins.
 pub(super) fn ready(ready: &pb::Ready, members: usize, start_step: u64) -> String {
     let examples = ready.data.as_ref().map_or(0, |data| data.examples);
+    if ready.total_steps == 0 {
+        // It trains nothing.
+        return match examples {
+            0 => format!("{} ready", count(members, "member")),
+            examples => format!("{} ready; {examples} examples", count(members, "member")),
+        };
+    }
     let from = match start_step {
         0 => "from scratch".to_owned(),
         step => format!("after step {step}"),

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     convert,
     db::{DbError, text},
-    ids::{Fence, JobId, TenantId},
+    ids::{Fence, JobId, SweepId, TenantId},
     job::{JobState, Phase, Transition, Yielding},
     points,
 };
@@ -39,6 +39,7 @@ pub struct JobRow {
     retries_used: i32,
     preemptions: i32,
     run_seconds: f64,
+    sweep_id: Option<Uuid>,
     last_event: i64,
     result: Option<Json<pb::JobResult>>,
 }
@@ -77,7 +78,7 @@ macro_rules! select_job {
             JobRow,
             r#"select job_id, number, spec as "spec: Json<pb::JobSpec>", state, state_message, create_time, start_time,
                       end_time, step, total_steps, attempt, generation, world_size, infrastructure_failures, retries_used,
-                      preemptions, run_seconds, last_event,
+                      preemptions, run_seconds, sweep_id, last_event,
                       result as "result: Json<pb::JobResult>"
                from jobs "# + $tail
             $(, $argument)*
@@ -165,6 +166,15 @@ pub async fn specs(
     .fetch_all(pool)
     .await?;
     Ok(rows.into_iter().map(|row| (JobId(row.job_id), row.spec.0)).collect())
+}
+
+/// What a job does.
+pub async fn action(tx: &mut PgConnection, job: JobId) -> Result<pb::Action, DbError> {
+    let spec =
+        sqlx::query_scalar!(r#"select spec as "spec: Json<pb::JobSpec>" from jobs where job_id = $1"#, job.0)
+            .fetch_one(tx)
+            .await?;
+    Ok(spec.0.action())
 }
 
 /// Locks a running job's row, if `fence` is its fence. `None`: the fence is stale.
@@ -300,6 +310,14 @@ pub async fn transition(
     Ok(moved)
 }
 
+/// Writes down what came of a job. The caller holds its lock.
+pub async fn record_result(tx: &mut PgConnection, job: JobId, result: &pb::JobResult) -> Result<(), DbError> {
+    sqlx::query!("update jobs set result = $2 where job_id = $1", job.0, Json(result) as _)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
 /// Writes down the count of infrastructure failures. The caller holds the job's lock.
 pub async fn record_failures(tx: &mut PgConnection, job: JobId, count: u32) -> Result<(), DbError> {
     let count = convert::to_i32(count);
@@ -362,6 +380,7 @@ impl JobRow {
             retries_used: convert::to_u32(self.retries_used),
             preemptions: convert::to_u32(self.preemptions),
             run_seconds: self.run_seconds,
+            sweep: self.sweep_id.map_or(String::new(), |id| SweepId(id).name()),
             latest,
             result: self.result.map(|result| result.0),
         })

@@ -23,8 +23,8 @@ pub use generations::{Beginning, NewGeneration, begin_all, members, members_unde
 pub use held::{Held, held};
 use jobs::parse_state as parse_job_state;
 pub use jobs::{
-    JobRow, Live, belongs, by_request_id, exists, get, list, lock, lock_all, lock_live, lock_running,
-    record_failures, specs, transition,
+    JobRow, Live, action, belongs, by_request_id, exists, get, list, lock, lock_all, lock_live, lock_running,
+    record_failures, record_result, specs, transition,
 };
 pub use life::{
     EndedDependency, HeldBy, Overdue, Standing, come_due, due, held_by, hold_if_needed, overdue,

@@ -68,7 +68,54 @@ async fn what_comes_after_one_that_failed_is_cancelled_all_the_way() {
     );
     let late =
         submit(&coordinator, vec![named(&bed, "late", &[&jobs[0].name])], "").await.expect_err("too late");
-    assert!(late.message().contains("which is failed: this job would never start"), "{}", late.message());
+    assert!(late.message().contains("which has failed: this job would never start"), "{}", late.message());
+}
+
+/// What is about another job's adapter.
+fn about(bed: &Bed, name: &str, action: pb::Action, adapter: &str) -> pb::JobSpec {
+    let start = pb::AdapterRef { job: adapter.into(), ..Default::default() };
+    let mut spec = pb::JobSpec { action: action.into(), ..named(bed, name, &[]) };
+    spec.adapter = Some(pb::AdapterSpec { rank: 4, start: Some(start), ..Default::default() });
+    spec.data.as_mut().expect("data").train.clear();
+    spec
+}
+
+#[tokio::test]
+async fn an_evaluation_is_given_the_adapter_that_another_job_trained() {
+    let bed = Bed::new().await;
+    let coordinator = bed.coordinator().await;
+    let mut a = Worker::join(&coordinator, "a").await;
+    let specs = vec![about(&bed, "evaluate", pb::Action::Evaluate, "jobs/train"), named(&bed, "train", &[])];
+    let id = "0193a0f0-0000-7000-8000-000000000002";
+    let jobs = submit(&coordinator, specs.clone(), id).await.expect("stored");
+    let [evaluate, train] = [&jobs[0].name, &jobs[1].name];
+    let again = submit(&coordinator, specs, id).await.expect("stored before");
+    assert_eq!([&again[0].name, &again[1].name], [evaluate, train]);
+    let (place, _) = a.start().await;
+    assert_eq!((&place.assign.job, &place.assign.adapter), (train, &None));
+    a.finish(&place, place.succeeded(100)).await;
+    let (place, _) = a.start().await;
+    assert_eq!(&place.assign.job, evaluate);
+    let adapter = place.assign.adapter.clone().expect("an adapter");
+    assert!(
+        adapter.name.starts_with(train.as_str()) && adapter.r#final && adapter.step == 100,
+        "{adapter:?}"
+    );
+    let result = pb::JobResult { eval_loss_after: Some(0.5), ..Default::default() };
+    let told = pb::Succeeded { result: Some(result), message: "0.5".into(), ..Default::default() };
+    a.finish(&place, pb::finished::Outcome::Succeeded(told)).await;
+    let done = coordinator.until_state(evaluate, JobState::Succeeded).await;
+    assert_eq!((done.state_message.as_str(), done.result.expect("it").eval_loss_after), ("0.5", Some(0.5)));
+
+    // A job that trains must show a checkpoint; and a job that trains nothing has no adapter.
+    let train = coordinator.submit(bed.spec(1, 1)).await;
+    let (place, _) = a.start().await;
+    a.finish(&place, pb::finished::Outcome::Succeeded(pb::Succeeded::default())).await;
+    let failed = coordinator.until_state(&train, JobState::Failed).await;
+    assert!(failed.state_message.contains("without a final checkpoint"), "{}", failed.state_message);
+    let merge = about(&bed, "merge", pb::Action::Evaluate, evaluate);
+    let wrong = submit(&coordinator, vec![merge], "").await.expect_err("no adapter");
+    assert!(wrong.message().contains("which trains nothing"), "{}", wrong.message());
 }
 
 #[tokio::test]

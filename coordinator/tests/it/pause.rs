@@ -75,7 +75,7 @@ async fn a_queued_job_pauses_at_once_and_an_ended_one_never() {
     coordinator.until_state(&other, JobState::Succeeded).await;
     let refused = pause(&coordinator, &other).await.expect_err("it has ended");
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert_eq!(refused.message(), "the job is succeeded; it cannot be paused");
+    assert_eq!(refused.message(), "the job has succeeded; it cannot be paused");
     resume(&coordinator, &job).await.expect("resumed");
     assert_eq!(a.assigned().await.assign.job, job);
 }

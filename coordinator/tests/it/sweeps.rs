@@ -107,6 +107,24 @@ async fn a_sweep_is_stored_whole_or_not_at_all() {
         status.message()
     );
 
+    // What the children come after, and whose adapter they would begin with: told once.
+    let nobody = "jobs/0193a0f0-0000-7000-8000-00000000dead".to_owned();
+    let mut late = request(&bed, parameters.clone());
+    let queue = pb::QueueSpec { after: vec![nobody.clone()], ..Default::default() };
+    late.spec.as_mut().expect("a spec").queue = Some(queue);
+    let start = pb::AdapterRef { job: children[0].job.clone(), ..Default::default() };
+    late.spec.as_mut().expect("a spec").adapter.as_mut().expect("an adapter").start = Some(start);
+    let status = client(&one).await.create_sweep(late.clone()).await.expect_err("after nobody");
+    let expected = format!("spec.queue.after[0]: is {nobody}, which does not exist (child 1");
+    assert!(status.message().contains(&expected), "{}", status.message());
+    late.spec.as_mut().expect("a spec").queue = None;
+    let sweep = client(&one).await.create_sweep(late).await.expect("stored").into_inner();
+    let child = self::children(&one, &sweep.name).await.remove(0);
+    let queue = one.get(&child.job).await.spec.expect("a spec").queue.expect("a section");
+    assert_eq!(queue.after, [children[0].job.as_str()]);
+    let cancel = pb::CancelSweepRequest { name: sweep.name };
+    client(&one).await.cancel_sweep(cancel).await.expect("cancelled");
+
     let range = pb::SweepRange { first: 1, last: 1_000_000, step: 0 };
     let million = pb::SweepParameter { path: "train.seed".into(), choices: Some(Choices::Range(range)) };
     let status = client(&one).await.create_sweep(request(&bed, vec![million])).await.expect_err("too many");
@@ -117,7 +135,7 @@ async fn a_sweep_is_stored_whole_or_not_at_all() {
     );
     assert_eq!(
         (bed.count("select count(*) from sweeps").await, bed.count("select count(*) from jobs").await),
-        (1, 4)
+        (2, 8)
     );
 }
 

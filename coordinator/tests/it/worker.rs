@@ -386,7 +386,11 @@ impl Place {
     pub fn succeeded(&self, step: u64) -> Outcome {
         let result = pb::JobResult { adapter_sha256: "a".repeat(64), ..Default::default() };
         let checkpoint = pb::Checkpoint { r#final: true, ..self.checkpoint(step) };
-        Outcome::Succeeded(pb::Succeeded { checkpoint: Some(checkpoint), result: Some(result) })
+        Outcome::Succeeded(pb::Succeeded {
+            checkpoint: Some(checkpoint),
+            result: Some(result),
+            ..Default::default()
+        })
     }
 }
 

@@ -5,8 +5,11 @@ use lorafleet_spec::data::{Example, Target};
 use lorafleet_spec::metrics::argmax;
 
 use super::{TrainError, Trainer};
+use crate::base::Base;
 use crate::exact::{from_fixed, to_fixed};
+use crate::flops::FlopCounter;
 use crate::model::PackedBatch;
+use crate::params::AdapterView;
 
 /// Sums of an evaluation; adding them is exact, so the parts may be computed by anyone in any order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,53 +53,69 @@ impl EvalSums {
 }
 
 impl Trainer {
-    /// Loss of examples under the current weights, as exact sums; in classification what is predicted for them too.
-    ///
-    /// The examples go through the model as one batch, and a loss's last bits may depend on its company there: cut the
-    /// evaluation set by the spec, never by the number of members.
+    /// [`evaluate`] under the current weights.
     ///
     /// # Errors
     /// When the model refuses the examples, or the loss is not finite.
     pub fn evaluate(&self, examples: &[&Example]) -> Result<EvalPart, TrainError> {
-        let batch = PackedBatch::new(examples)?;
-        let HeadShape::Classifier { labels, .. } = &self.base.shape().head else {
-            let sum = self.base.model().loss(&batch, Some(&self.view()), &self.flops)?;
-            let sums = EvalSums {
-                loss: self.fixed(sum.loss)?,
-                labelled_tokens: sum.labelled_tokens as i64,
-                confusion: Vec::new(),
-            };
-            return Ok(EvalPart { sums, scores: Vec::new() });
+        evaluate(&self.base, &self.view(), &self.flops, examples).map_err(|error| match error {
+            TrainError::Loss { loss, .. } => TrainError::Loss { step: self.step(), loss },
+            error => error,
+        })
+    }
+}
+
+/// Loss of examples under an adapter, as exact sums; in classification what is predicted for them too.
+///
+/// The examples go through the model as one batch, and a loss's last bits may depend on its company there: cut the
+/// evaluation set by the spec, never by the number of members.
+///
+/// # Errors
+/// When the model refuses the examples, or the loss is not finite.
+pub fn evaluate(
+    base: &Base,
+    adapter: &AdapterView<'_>,
+    flops: &FlopCounter,
+    examples: &[&Example],
+) -> Result<EvalPart, TrainError> {
+    let batch = PackedBatch::new(examples)?;
+    let HeadShape::Classifier { labels, .. } = &base.shape().head else {
+        let sum = base.model().loss(&batch, Some(adapter), flops)?;
+        let sums = EvalSums {
+            loss: fixed(sum.loss)?,
+            labelled_tokens: sum.labelled_tokens as i64,
+            confusion: Vec::new(),
         };
-        let logits = self.base.model().predict(&batch, Some(&self.view()))?;
-        let mut part = EvalPart::default();
-        part.sums.labelled_tokens = examples.len() as i64;
-        let mut loss = 0.0;
-        for (index, (example, logits)) in examples.iter().zip(logits.chunks_exact(*labels)).enumerate() {
-            match example.target {
-                Target::Class(class) if (class as usize) < *labels => {
-                    part.sums.confusion.resize(labels * labels, 0);
-                    part.sums.confusion[class as usize * labels + argmax(logits)] += 1;
-                    loss += cross_entropy(logits, class as usize);
-                }
-                Target::Score(score) if *labels == 1 => {
-                    let off = f64::from(logits[0]) - f64::from(score);
-                    loss += off * off;
-                    part.scores.push(logits[0]);
-                }
-                _ => {
-                    let message = "is not labelled with what the model predicts".to_owned();
-                    return Err(crate::model::ModelError::Example { index, message }.into());
-                }
+        return Ok(EvalPart { sums, scores: Vec::new() });
+    };
+    let logits = base.model().predict(&batch, Some(adapter))?;
+    let mut part = EvalPart::default();
+    part.sums.labelled_tokens = examples.len() as i64;
+    let mut loss = 0.0;
+    for (index, (example, logits)) in examples.iter().zip(logits.chunks_exact(*labels)).enumerate() {
+        match example.target {
+            Target::Class(class) if (class as usize) < *labels => {
+                part.sums.confusion.resize(labels * labels, 0);
+                part.sums.confusion[class as usize * labels + argmax(logits)] += 1;
+                loss += cross_entropy(logits, class as usize);
+            }
+            Target::Score(score) if *labels == 1 => {
+                let off = f64::from(logits[0]) - f64::from(score);
+                loss += off * off;
+                part.scores.push(logits[0]);
+            }
+            _ => {
+                let message = "is not labelled with what the model predicts".to_owned();
+                return Err(crate::model::ModelError::Example { index, message }.into());
             }
         }
-        part.sums.loss = self.fixed(loss)?;
-        Ok(part)
     }
+    part.sums.loss = fixed(loss)?;
+    Ok(part)
+}
 
-    fn fixed(&self, loss: f64) -> Result<i64, TrainError> {
-        to_fixed(loss).ok_or(TrainError::Loss { step: self.step(), loss })
-    }
+fn fixed(loss: f64) -> Result<i64, TrainError> {
+    to_fixed(loss).ok_or(TrainError::Loss { step: 0, loss })
 }
 
 /// `log Σ exp(z) − z[class]`, in nats.

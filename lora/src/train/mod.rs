@@ -27,7 +27,7 @@ use progress::{Judge, Progress};
 
 pub use checkpoint::{BEST_FILE, CheckpointFiles, Frozen, FrozenFile, Snapshot};
 pub use error::TrainError;
-pub use evaluate::{EvalPart, EvalSums};
+pub use evaluate::{EvalPart, EvalSums, evaluate};
 pub use model_file::{MODEL_CONFIG_FILE, MODEL_FILE};
 pub use progress::Best;
 pub use step::StepReport;

@@ -50,7 +50,7 @@ fn adapter(dir: &Path, modules: &[(&str, usize, usize)]) -> (PathBuf, PathBuf) {
 
 /// Logits of the base with the adapter, and of the base that has it merged.
 fn both(base: &Path, adapter: &Path, out: &Path, dtype: Option<Dtype>) -> (Vec<f32>, Vec<f32>, Merged) {
-    let merged = merge(base, adapter, out, dtype, &mut |_| {}).unwrap();
+    let merged = merge(base, adapter, out, dtype, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
     let base = Base::load(base).unwrap();
     let adapter = Adapter::load(adapter, base.shape(), &|name| base.tensor(name)).unwrap();
     let batch = PackedBatch::unlabelled([TOKENS.as_slice()]);

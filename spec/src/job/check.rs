@@ -1,5 +1,6 @@
 //! The rules that a job's fields must keep, by themselves and with each other.
 
+mod action;
 mod adapter;
 mod data;
 mod queue;
@@ -8,8 +9,8 @@ mod train;
 use lorafleet_proto::v1 as pb;
 
 use super::{
-    AdapterSpec, CheckpointSpec, DataSpec, EvalSpec, FieldError, Job, Metric, QueueSpec, Source, Task,
-    TrainSpec, WorkersSpec,
+    Action, AdapterSpec, CheckpointSpec, DataSpec, EvalSpec, FieldError, Job, Metric, QueueSpec, Source,
+    Task, TrainSpec, WorkersSpec,
 };
 use crate::{
     digest::is_sha256,
@@ -35,6 +36,7 @@ const MAX_LIST: usize = 4096;
 /// The parts of a job, each as far as it can be told; none of them counts where its section has an error.
 pub(crate) struct Parts {
     base: Option<Source>,
+    pub action: Option<Action>,
     pub task: Option<Task>,
     pub data: Option<DataSpec>,
     pub adapter: Option<AdapterSpec>,
@@ -53,10 +55,12 @@ pub(super) fn parts(spec: &pb::JobSpec) -> (Parts, Vec<FieldError>) {
     check.tenant(&spec.tenant);
     let train = spec.train.unwrap_or_default();
     let task = check.task(spec.task);
+    let action = check.action(spec.action);
     let parts = Parts {
+        action,
         task,
         base: check.required("base", spec.base.as_ref().map(|base| (&base.source, &base.sha256))),
-        data: check.data(&spec.data.clone().unwrap_or_default(), train.max_length),
+        data: check.data(&spec.data.clone().unwrap_or_default(), train.max_length, action),
         adapter: check.adapter(&spec.adapter.clone().unwrap_or_default()),
         train: check.train(&train),
         eval: check.eval(&spec.eval.clone().unwrap_or_default(), task),
@@ -65,6 +69,7 @@ pub(super) fn parts(spec: &pb::JobSpec) -> (Parts, Vec<FieldError>) {
         priority: check.priority(spec.priority),
         queue: check.queue(&spec.queue.clone().unwrap_or_default()),
     };
+    check.of_action(spec, action);
     (parts, check.0)
 }
 
@@ -79,6 +84,7 @@ impl Parts {
         Some(Job {
             name,
             base: self.base?,
+            action: self.action?,
             task: self.task?,
             data: self.data?,
             adapter: self.adapter?,

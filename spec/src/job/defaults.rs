@@ -62,9 +62,8 @@ pub fn fill_defaults(spec: &mut pb::JobSpec) {
     if spec.display_name.is_empty() {
         spec.display_name = Defaults::NAME.to_owned();
     }
-    if spec.task == pb::Task::Unspecified as i32 {
-        spec.task = pb::Task::CausalLm as i32;
-    }
+    set_if_zero(&mut spec.action, pb::Action::Train as i32);
+    set_if_zero(&mut spec.task, pb::Task::CausalLm as i32);
     fill_adapter(
         spec.adapter.get_or_insert_with(|| pb::AdapterSpec { rank: Defaults::RANK, ..Default::default() }),
     );
@@ -81,6 +80,9 @@ pub fn fill_defaults(spec: &mut pb::JobSpec) {
     set_if_zero(&mut checkpoint.keep, Defaults::KEEP);
     let workers = spec.workers.get_or_insert_with(Default::default);
     set_if_zero(&mut workers.min, 1);
+    if spec.action != pb::Action::Train as i32 {
+        set_if_zero(&mut workers.max, 1);
+    }
     set_if_zero(&mut workers.max, Defaults::MAX_WORKERS.min(micro_batches).max(workers.min));
     spec.queue.get_or_insert_with(new_queue);
 }

@@ -1,5 +1,7 @@
 //! Several jobs of one submission: the documents of a file, and the order that `queue.after` gives them.
 
+use lorafleet_proto::v1 as pb;
+
 use super::FieldError;
 
 /// A mistake in one of several jobs.
@@ -9,6 +11,29 @@ pub struct Misplaced {
     pub job: usize,
     /// What is wrong with it.
     pub error: FieldError,
+}
+
+/// What one job of a submission says of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Links<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// `queue.after`.
+    pub after: &'a [String],
+    /// The job whose adapter it begins with, or is about: `jobs/{id}`, or `jobs/` and a name.
+    pub adapter: Option<&'a str>,
+}
+
+impl<'a> Links<'a> {
+    /// What a job says.
+    pub fn of(spec: &'a pb::JobSpec) -> Self {
+        let start = spec.adapter.as_ref().and_then(|adapter| adapter.start.as_ref());
+        Self {
+            name: &spec.display_name,
+            after: spec.queue.as_ref().map_or(&[][..], |queue| &queue.after),
+            adapter: start.map(|start| start.job.as_str()).filter(|job| !job.is_empty()),
+        }
+    }
 }
 
 /// What one job comes after.
@@ -25,8 +50,10 @@ pub enum After {
 pub struct Order {
     /// Indices of the jobs, first to last.
     pub jobs: Vec<usize>,
-    /// What each job comes after, by index.
+    /// What each job comes after, by index: also the job whose adapter it has.
     pub after: Vec<Vec<After>>,
+    /// The job whose adapter each has.
+    pub adapters: Vec<Option<After>>,
 }
 
 /// The documents of a YAML file that hold anything. Each keeps its lines' numbers, so that errors point into the file.
@@ -50,48 +77,69 @@ pub fn documents(text: &str) -> Vec<String> {
     if documents.is_empty() { vec![text.to_owned()] } else { documents }
 }
 
-/// Finds what jobs, of which each has a name and a list of what it comes after, come after.
+/// Finds what the jobs of a submission come after, and whose adapters they have.
 ///
 /// # Errors
 /// A name that no other job of the submission has, or that several have, and each circle, by names.
-pub fn order(jobs: &[(&str, &[String])]) -> Result<Order, Vec<Misplaced>> {
+pub fn order(jobs: &[Links<'_>]) -> Result<Order, Vec<Misplaced>> {
     let mut errors = Vec::new();
-    let mut after = Vec::with_capacity(jobs.len());
-    for (job, (_, names)) in jobs.iter().enumerate() {
-        let mut found = Vec::with_capacity(names.len());
-        for (i, name) in names.iter().enumerate() {
-            match resolve(jobs, name) {
-                Ok(one) => found.push(one),
-                Err(message) => {
-                    let error = FieldError::new(format!("queue.after[{i}]"), message);
-                    errors.push(Misplaced { job, error });
-                }
-            }
-        }
-        after.push(found);
+    let (mut after, mut adapters) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+    for (job, links) in jobs.iter().enumerate() {
+        let mut keep = |path: &str, found: Result<After, String>| {
+            let wrong = |message| errors.push(Misplaced { job, error: FieldError::new(path, message) });
+            found.map_err(wrong).ok()
+        };
+        let names = links.after.iter().enumerate();
+        let mut all: Vec<After> =
+            names.filter_map(|(i, name)| keep(&format!("queue.after[{i}]"), resolve(jobs, name))).collect();
+        let adapter = links.adapter.and_then(|named| keep("adapter.start", trainer(jobs, named)));
+        all.extend(adapter.clone().filter(|adapter| !all.contains(adapter)));
+        after.push(all);
+        adapters.push(adapter);
     }
     if !errors.is_empty() {
         return Err(errors);
     }
-    sort(&after).map(|sorted| Order { jobs: sorted, after: after.clone() }).map_err(|circle| {
-        let names: Vec<&str> = circle.iter().map(|&job| jobs[job].0).collect();
+    let sorted = sort(&after).map_err(|circle| {
+        let names: Vec<&str> = circle.iter().map(|&job| jobs[job].name).collect();
         let message = format!("makes a circle: {} comes after itself", names.join(" comes after "));
         vec![Misplaced { job: circle[0], error: FieldError::new("queue.after", message) }]
-    })
+    })?;
+    Ok(Order { jobs: sorted, after, adapters })
 }
 
-fn resolve(jobs: &[(&str, &[String])], name: &str) -> Result<After, String> {
+fn resolve(jobs: &[Links<'_>], name: &str) -> Result<After, String> {
     if name.starts_with("jobs/") {
         return Ok(After::Stored(name.to_owned()));
     }
-    let mut same = jobs.iter().enumerate().filter(|(_, (other, _))| *other == name);
-    match (same.next(), same.next()) {
-        (Some((job, _)), None) => Ok(After::Sibling(job)),
-        (Some(_), Some(_)) => Err(format!("is {name}, a name that several jobs of this submission have")),
-        (None, _) => Err(format!(
+    sibling(jobs, name)?.map(After::Sibling).ok_or_else(|| {
+        format!(
             "is {name}, which is neither jobs/ID of a job that was submitted before nor the name of a job of this \
              submission"
-        )),
+        )
+    })
+}
+
+/// The job of `jobs/{id}` or `jobs/{name}`; a sibling's name goes first.
+fn trainer(jobs: &[Links<'_>], named: &str) -> Result<After, String> {
+    let name = named.strip_prefix("jobs/").unwrap_or(named);
+    if let Some(job) = sibling(jobs, name)? {
+        return Ok(After::Sibling(job));
+    }
+    let is_id = name.len() == 36 && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    is_id.then(|| After::Stored(named.to_owned())).ok_or_else(|| {
+        format!(
+            "is {named}, and there is no job {name} in this submission; of one that was submitted before, give the id"
+        )
+    })
+}
+
+/// The job of the submission that has this name.
+fn sibling(jobs: &[Links<'_>], name: &str) -> Result<Option<usize>, String> {
+    let mut same = jobs.iter().enumerate().filter(|(_, other)| other.name == name);
+    match (same.next(), same.next()) {
+        (Some(_), Some(_)) => Err(format!("is {name}, a name that several jobs of this submission have")),
+        (found, _) => Ok(found.map(|(job, _)| job)),
     }
 }
 
@@ -133,6 +181,10 @@ mod tests {
         list.iter().map(|name| (*name).to_owned()).collect()
     }
 
+    fn links<'a>(name: &'a str, after: &'a [String]) -> Links<'a> {
+        Links { name, after, adapter: None }
+    }
+
     #[test]
     fn documents_keep_their_lines() {
         let documents = documents("# two jobs\n---\nname: a\n--- # the second\nname: b\n---\n");
@@ -146,22 +198,40 @@ mod tests {
     fn siblings_come_first_wherever_they_stand() {
         let (merge, train) = (names(&["evaluate", "jobs/x"]), names(&[]));
         let evaluate = names(&["train"]);
-        let order = order(&[("merge", &merge), ("evaluate", &evaluate), ("train", &train)]).unwrap();
+        let order =
+            order(&[links("merge", &merge), links("evaluate", &evaluate), links("train", &train)]).unwrap();
         assert_eq!(order.jobs, [2, 1, 0]);
         assert_eq!(order.after[0], [After::Sibling(1), After::Stored("jobs/x".into())]);
     }
 
     #[test]
+    fn an_adapter_of_a_sibling_comes_first() {
+        let about = |name, adapter| Links { adapter: Some(adapter), ..links(name, &[]) };
+        let stored = "jobs/0198b5c0-0000-7000-8000-000000000001";
+        let jobs = [about("merge", "jobs/train"), links("train", &[]), about("other", stored)];
+        let order = order(&jobs).unwrap();
+        assert_eq!(order.jobs, [1, 0, 2]);
+        assert_eq!(order.after[0], [After::Sibling(1)]);
+        assert_eq!(order.adapters[2], Some(After::Stored(stored.into())));
+        let wrong = super::order(&[about("merge", "jobs/trian")]).unwrap_err();
+        assert!(
+            wrong[0].error.to_string().starts_with("adapter.start: is jobs/trian, and there is no job trian")
+        );
+        let wrong = super::order(&[about("merge", "jobs/merge")]).unwrap_err();
+        assert!(wrong[0].error.message.contains("circle"), "{wrong:?}");
+    }
+
+    #[test]
     fn circles_and_unknown_names_are_named() {
         let (a, b, c) = (names(&["c"]), names(&["a"]), names(&["b"]));
-        let wrong = order(&[("a", &a), ("b", &b), ("c", &c)]).unwrap_err();
+        let wrong = order(&[links("a", &a), links("b", &b), links("c", &c)]).unwrap_err();
         assert_eq!(
             (wrong[0].job, wrong[0].error.to_string().as_str()),
             (0, "queue.after: makes a circle: a comes after c comes after b comes after itself")
         );
-        let wrong = order(&[("a", &names(&["d"]))]).unwrap_err();
+        let wrong = order(&[links("a", &names(&["d"]))]).unwrap_err();
         assert!(wrong[0].error.to_string().starts_with("queue.after[0]: is d, which is neither jobs/ID"));
-        let wrong = order(&[("a", &names(&["b"])), ("b", &[]), ("b", &[])]).unwrap_err();
+        let wrong = order(&[links("a", &names(&["b"])), links("b", &[]), links("b", &[])]).unwrap_err();
         assert!(wrong[0].error.message.contains("several jobs"));
     }
 
@@ -173,7 +243,7 @@ mod tests {
             let after: Vec<Vec<String>> = (0..6)
                 .map(|job| edges.iter().filter(|edge| edge.0 == job).map(|edge| labels[edge.1].to_owned()).collect())
                 .collect();
-            let jobs: Vec<(&str, &[String])> = labels.iter().copied().zip(after.iter().map(Vec::as_slice)).collect();
+            let jobs: Vec<Links> = labels.iter().zip(&after).map(|(name, after)| links(name, after)).collect();
             match order(&jobs) {
                 Ok(order) => {
                     let place = |job: usize| order.jobs.iter().position(|&other| other == job).unwrap();

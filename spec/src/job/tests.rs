@@ -261,3 +261,54 @@ proptest! {
         let _ = parse_yaml(&text);
     }
 }
+
+#[test]
+fn an_adapter_is_evaluated_and_merged_by_its_name() {
+    let evaluate = "name: e\naction: evaluate\nbase: ./base\nadapter: jobs/train\ndata: {eval: v.jsonl}\n";
+    let job = Job::try_from(&parse_yaml(evaluate).unwrap()).unwrap();
+    assert_eq!((job.action, job.adapter.start), (Action::Evaluate, Some(Start::Job("jobs/train".into()))));
+    assert_eq!((job.workers, job.data.train.len()), (WorkersSpec { min: 1, max: 1 }, 0));
+    let merge = "action: merge\nbase: ./base\nadapter: {start: ./adapter}\n";
+    let job = Job::try_from(&parse_yaml(merge).unwrap()).unwrap();
+    let folder = Source { source: "./adapter".into(), sha256: None };
+    assert_eq!((job.action, &job.adapter.start), (Action::Merge, &Some(Start::Folder(folder))));
+    let missing: Vec<String> = job.missing_digests().into_iter().map(|error| error.path).collect();
+    assert_eq!(missing, ["base.sha256", "adapter.start.sha256"]);
+    // A job that trains may begin with another's adapter, too.
+    let train = "base: ./base\nadapter: {rank: 4, start: jobs/before}\ndata: {train: t.jsonl}\n";
+    let job = Job::try_from(&parse_yaml(train).unwrap()).unwrap();
+    assert_eq!((job.action, job.adapter.start), (Action::Train, Some(Start::Job("jobs/before".into()))));
+}
+
+#[test]
+fn what_an_action_lacks_or_has_no_use_for_is_told() {
+    let evaluate = "action: evaluate\nbase: b\nadapter: jobs/t\ndata: {eval: v}\n";
+    for (yaml, wanted) in [
+        ("action: chess\nbase: b\ndata: {train: t}", "action: is `chess`; it must be `train` or `evaluate`"),
+        (
+            "action: evaluate\nbase: b\ndata: {eval: v}",
+            "adapter: is required for `action: evaluate`: jobs/NAME",
+        ),
+        ("action: evaluate\nbase: b\nadapter: jobs/t", "data.eval: is required"),
+        (
+            "action: merge\nbase: b\nadapter: jobs/t\ndata: {eval: v}",
+            "data: means nothing to a merge; leave it out",
+        ),
+        (
+            "action: merge\nbase: b\nadapter: jobs/t\nworkers: {max: 2}",
+            "workers.max: is 2; `action: merge` takes one",
+        ),
+        ("action: merge\nbase: b\nadapter: {method: full}", "adapter.method: is full, which has no adapter"),
+        ("action: merge\nbase: b\nadapter: jobs/", "adapter.start: is \"jobs/\"; a job is named jobs/ID"),
+        (&format!("{evaluate}checkpoint: {{every: 3}}"), "checkpoint: means nothing to an evaluation"),
+        (
+            &evaluate.replace("jobs/t", "{start: jobs/t, rank: 3}"),
+            "adapter.rank: means nothing to an evaluation",
+        ),
+        (&evaluate.replace("eval: v", "eval: v, train: t"), "data.train: is not looked at by an evaluation"),
+        (&format!("{evaluate}eval: {{prompts: [hi]}}"), "eval.prompts: are answered by jobs that train"),
+    ] {
+        let errors: Vec<String> = parse_yaml(yaml).unwrap_err().iter().map(ToString::to_string).collect();
+        assert!(errors.iter().any(|error| error.starts_with(wanted)), "{yaml}: {errors:?}");
+    }
+}

@@ -21,6 +21,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
         &[
             "name",
             "base",
+            "action",
             "task",
             "data",
             "adapter",
@@ -88,6 +89,13 @@ const SECTIONS: &[(&str, &[&str])] = &[
 
 /// Fields of a base or data set, where one is written as a mapping instead of a path.
 const SOURCE_FIELDS: &[&str] = &["source", "sha256"];
+
+/// Words of `action`.
+const ACTIONS: &[(&str, i32)] = &[
+    ("train", pb::Action::Train as i32),
+    ("evaluate", pb::Action::Evaluate as i32),
+    ("merge", pb::Action::Merge as i32),
+];
 
 /// Words of `adapter.method`.
 const METHODS: &[(&str, i32)] = &[
@@ -228,6 +236,7 @@ impl Reader {
         let mut spec = pb::JobSpec {
             display_name: self.string(&root, "name").unwrap_or_default(),
             base: self.source(&root, "base").map(|(source, sha256)| pb::BaseRef { source, sha256 }),
+            action: self.choice(&root, "action", ACTIONS),
             task: self.choice(
                 &root,
                 "task",
@@ -241,7 +250,7 @@ impl Reader {
             ..Default::default()
         };
         spec.data = self.section(&root, "data").map(|section| self.data(&section));
-        spec.adapter = self.section(&root, "adapter").map(|section| self.adapter(&section));
+        spec.adapter = self.adapter_of(&root);
         spec.train = self.section(&root, "train").map(|section| self.train(&section));
         spec.eval = self.section(&root, "eval").map(|section| {
             let default = new_eval();
@@ -268,7 +277,36 @@ impl Reader {
             max: self.whole32(&section, "max", 1).unwrap_or_default(),
         });
         spec.queue = self.section(&root, "queue").map(|section| self.queue(&section));
+        self.useless(&root, spec.action);
         spec
+    }
+
+    /// The section, or in its stead the adapter to begin with: `adapter: jobs/NAME`.
+    fn adapter_of(&mut self, root: &Section<'_>) -> Option<pb::AdapterSpec> {
+        if !root.get("adapter").is_some_and(Value::is_string) {
+            return self.section(root, "adapter").map(|section| self.adapter(&section));
+        }
+        let start = self.source(root, "adapter").map(adapter_ref);
+        Some(pb::AdapterSpec { rank: Defaults::RANK, start, ..Default::default() })
+    }
+
+    /// What stands in the file and means nothing to an action that does not train.
+    fn useless(&mut self, root: &Section<'_>, action: i32) {
+        let (what, sections): (_, &[&str]) = match pb::Action::try_from(action) {
+            Ok(pb::Action::Evaluate) => ("an evaluation", &["checkpoint"]),
+            Ok(pb::Action::Merge) => ("a merge", &["data", "train", "eval", "checkpoint"]),
+            _ => return,
+        };
+        for section in sections.iter().filter(|section| root.get(section).is_some()) {
+            self.error(*section, format!("means nothing to {what}; leave it out"));
+        }
+        let Some(Value::Object(adapter)) = root.get("adapter") else { return };
+        for field in adapter.keys().filter(|field| *field != "start") {
+            self.error(
+                format!("adapter.{field}"),
+                format!("means nothing to {what}, whose adapter is made already; leave it out"),
+            );
+        }
     }
 
     fn queue(&mut self, section: &Section<'_>) -> pb::QueueSpec {
@@ -306,7 +344,7 @@ impl Reader {
         pb::AdapterSpec {
             method: self.choice(section, "method", METHODS),
             init: self.choice(section, "init", INITS),
-            start: start.map(|(source, sha256)| pb::AdapterRef { source, sha256 }),
+            start: start.map(adapter_ref),
             layers_pattern: self.strings(section, "layers_pattern"),
             modules_to_save: self.strings(section, "modules_to_save"),
             rank: self.whole32(section, "rank", 1).unwrap_or(Defaults::RANK),
@@ -368,6 +406,14 @@ impl Reader {
             ),
         }
     }
+}
+
+/// A job where its name begins as a job's does, else a folder. (A folder of such a name is written `./jobs/…`.)
+fn adapter_ref((source, sha256): (String, String)) -> pb::AdapterRef {
+    if source.starts_with("jobs/") && sha256.is_empty() {
+        return pb::AdapterRef { job: source, ..Default::default() };
+    }
+    pb::AdapterRef { source, sha256, ..Default::default() }
 }
 
 fn join(path: &str, field: &str) -> String {

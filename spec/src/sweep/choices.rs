@@ -19,6 +19,7 @@ const MAX_VALUES: usize = 10_000;
 const SHARED: &[(&str, &str)] = &[
     ("name", "children are named after the sweep"),
     ("base", "children share the base: make a sweep for each"),
+    ("action", "children do the same: make a sweep for each"),
     ("task", "children share the task: make a sweep for each"),
     ("data", "children share the data: make a sweep for each"),
     ("data.train", "children share the data: make a sweep for each"),

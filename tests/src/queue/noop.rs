@@ -243,6 +243,10 @@ fn finished(place: &pb::RunningJob, begin: pb::Begin) -> pb::Finished {
         ..Default::default()
     };
     let result = pb::JobResult { adapter_sha256: "a".repeat(64), ..Default::default() };
-    let outcome = Outcome::Succeeded(pb::Succeeded { checkpoint: Some(checkpoint), result: Some(result) });
+    let outcome = Outcome::Succeeded(pb::Succeeded {
+        checkpoint: Some(checkpoint),
+        result: Some(result),
+        ..Default::default()
+    });
     pb::Finished { job: begin.job, fence: begin.fence, place: place.place, outcome: Some(outcome) }
 }

@@ -19,6 +19,9 @@ async fn a_sweep_from_its_file_to_the_best_adapter() -> Result<()> {
 
     let output = fleet.cli(&["sweep", "submit", &path, "--dry-run"])?;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "test-1  train.steps=4\ntest-2  train.steps=4000\n");
+    let dry = fleet.cli_json(&["sweep", "submit", &path, "--dry-run", "--json"])?;
+    assert_eq!(dry["children"][1]["parameters"][0]["json"], "4000");
+    assert_eq!(dry["children"][1]["spec"]["train"]["steps"], "4000");
     let output = fleet.cli(&["sweep", "submit", &path, "--watch"])?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
@@ -33,7 +36,15 @@ async fn a_sweep_from_its_file_to_the_best_adapter() -> Result<()> {
         (&"JOB_STATE_SUCCEEDED".into(), &"JOB_STATE_CANCELLED".into())
     );
     assert_eq!(second["endedAt"], "2", "{second}");
-    fleet.adapter(first["job"].as_str().unwrap_or_default())?;
+    let job = first["job"].as_str().unwrap_or_default();
+    assert_eq!(fleet.cli_json(&["get", job, "--json"])?["sweep"], sweep.as_str());
+    let listed = fleet.cli(&["list"])?;
+    let (listed, id) = (String::from_utf8_lossy(&listed.stdout), sweep.trim_start_matches("sweeps/"));
+    assert!(
+        listed.lines().next().is_some_and(|head| head.contains("SWEEP")) && listed.contains(id),
+        "{listed}"
+    );
+    fleet.adapter(job)?;
     assert!(!fleet.cli(&["sweep", "cancel", &sweep])?.status.success(), "a sweep that is over was cancelled");
     Ok(())
 }

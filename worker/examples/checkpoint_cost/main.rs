@@ -25,7 +25,7 @@ use lorafleet_spec::{
 use lorafleet_store::{Digest, Draft, Fence, Store};
 use lorafleet_worker::{
     background::Background,
-    run::{News, Waited, Work, Writing},
+    run::{Held, News, Waited, Work, Writing},
 };
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -131,7 +131,12 @@ impl Training {
         let mut start = Instant::now();
         let (told, news) = std::sync::mpsc::channel();
         let draft = draft(self)?;
-        let work = Work { store: store.clone(), draft, state: self.trainer.freeze(), more: [].into() };
+        let work = Work {
+            store: store.clone(),
+            draft,
+            held: Held::State(self.trainer.freeze().into()),
+            more: [].into(),
+        };
         let writing = Writing::start(work, runtime.clone(), move |news| {
             let size = |checkpoint: &lorafleet_store::Checkpoint| {
                 checkpoint.manifest.files.values().map(|file| file.size_bytes).sum::<u64>()

@@ -2,22 +2,22 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use lorafleet_lora::{exact::SCALE_BITS, train::Frozen};
+use lorafleet_lora::train::Frozen;
 use lorafleet_proto::v1 as pb;
-use lorafleet_spec::job::Reduce;
-use lorafleet_store::{Checkpoint, CheckpointId, Draft, FileName};
+use lorafleet_store::{Checkpoint, CheckpointId, Digest, Draft, FileName};
 use tracing::{info, warn};
 
 use super::{
-    Run, companions,
+    Run,
     end::End,
-    prepare::Parts,
+    folder::Folder,
     unreported,
-    writing::{self, News, Waited, Work, Writing},
+    writing::{self, Held, News, Waited, Work, Writing},
 };
 use crate::telemetry;
 
@@ -32,32 +32,38 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// A run that is told to stop while it waits for the store notices within this time.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What all checkpoints of a run have in common.
+pub(super) struct Of {
+    pub spec_sha256: Digest,
+    /// Of exact sums; 0: there are none.
+    pub scale_bits: u32,
+    /// Files that every checkpoint has beside the trainer's: see [`super::companions`].
+    pub more: BTreeMap<FileName, Bytes>,
+}
+
 /// The checkpoints of one run, written by index 0.
 pub(super) struct Checkpoints<'a> {
     run: &'a Run,
     draft: Draft,
-    /// Files that every checkpoint has beside the trainer's: see [`super::companions`].
     more: BTreeMap<FileName, Bytes>,
     under_way: Option<Writing>,
 }
 
 impl<'a> Checkpoints<'a> {
-    pub fn new(run: &'a Run, parts: &Parts) -> Result<Self, End> {
+    pub fn new(run: &'a Run, of: Of) -> Result<Self, End> {
         let id = run.assign.job.strip_prefix("jobs/").unwrap_or_default();
         let job = id.parse().map_err(|error| End::lost(format!("{}: {error}", run.assign.job)))?;
-        let exact = parts.job.train.reduce == Reduce::Exact;
         let draft = Draft {
             job,
             step: 0,
             fence: run.fence(),
             parent: None,
             is_final: false,
-            spec_sha256: parts.spec_sha256,
+            spec_sha256: of.spec_sha256,
             kind: run.workshop.kind.clone(),
-            scale_bits: if exact { SCALE_BITS } else { 0 },
+            scale_bits: of.scale_bits,
         };
-        let more = companions::files(parts)?;
-        Ok(Self { run, draft, more, under_way: None })
+        Ok(Self { run, draft, more: of.more, under_way: None })
     }
 
     /// Training went on from this one (none: it began from scratch), on every member: it is the parent of all that are written from now on, whoever
@@ -82,7 +88,7 @@ impl<'a> Checkpoints<'a> {
             self.miss(step, "the one before it is still on its way");
             return;
         }
-        let work = self.work(state, false);
+        let work = self.work(Held::State(state.into()), step, false);
         let reporter = self.run.reporter.clone();
         let tell = move |news: News<'_>| match news {
             News::Written(checkpoint, took) => {
@@ -113,7 +119,7 @@ impl<'a> Checkpoints<'a> {
     /// Writes the checkpoint that a polite leave stands on, and waits for it, as long as nobody says stop.
     pub fn write_last(&mut self, state: Frozen) {
         let step = state.step();
-        match self.write(state, false, LAST) {
+        match self.write(Held::State(state.into()), step, false, LAST) {
             Ok(checkpoint) => self.run.reporter.checkpoint(checkpoint.to_proto()),
             Err(end) => self.miss(step, &end.to_string()),
         }
@@ -124,7 +130,16 @@ impl<'a> Checkpoints<'a> {
     /// # Errors
     /// It is not whole after this time, which an event has said; a newer generation begins; or the run was told to stop.
     pub fn write_final(&mut self, state: Frozen, limit: Duration) -> Result<Checkpoint, End> {
-        self.write(state, true, limit)
+        let step = state.step();
+        self.write(Held::State(state.into()), step, true, limit)
+    }
+
+    /// Writes a model that no step of this job has made, as the final checkpoint, and waits for it.
+    ///
+    /// # Errors
+    /// As those of [`Checkpoints::write_final`].
+    pub fn write_model(&mut self, folder: &Arc<Folder>, limit: Duration) -> Result<Checkpoint, End> {
+        self.write(Held::Model(folder.clone()), 0, true, limit)
     }
 
     /// Waits for the one under way, so that a member that leaves has reported it; not for long, since the gang waits for
@@ -137,18 +152,18 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Tries until it is whole, the run is stopped, or time is up.
-    fn write(&mut self, state: Frozen, is_final: bool, limit: Duration) -> Result<Checkpoint, End> {
+    fn write(&mut self, held: Held, step: u64, is_final: bool, limit: Duration) -> Result<Checkpoint, End> {
         let deadline = Instant::now() + limit;
         let lost =
             |step: u64, why: &str| End::lost(format!("the checkpoint of step {step} was not written: {why}"));
         // One at a time also here; what is on its way ends by itself.
-        while self.make_way(2 * LOOK, state.step()) == Waited::Working {
+        while self.make_way(2 * LOOK, step) == Waited::Working {
             self.run.check()?;
             if Instant::now() >= deadline {
-                return Err(lost(state.step(), "the one before it is still on its way"));
+                return Err(lost(step, "the one before it is still on its way"));
             }
         }
-        let work = self.work(state, is_final);
+        let work = self.work(held, step, is_final);
         let mut pauses = writing::backoff();
         loop {
             let started = Instant::now();
@@ -217,13 +232,15 @@ impl<'a> Checkpoints<'a> {
         }
     }
 
-    fn work(&self, state: Frozen, is_final: bool) -> Work {
+    fn work(&self, held: Held, step: u64, is_final: bool) -> Work {
         // Of the generation that the member is in; one on its way keeps its own.
         let fence = self.run.fence();
-        let draft = Draft { step: state.step(), fence, is_final, ..self.draft.clone() };
+        let draft = Draft { step, fence, is_final, ..self.draft.clone() };
         let mut more = self.more.clone();
-        more.extend(unreported::file(self.run.reporter.unacknowledged()));
-        Work { store: self.run.store.clone(), draft, state, more }
+        if let Held::State(_) = held {
+            more.extend(unreported::file(self.run.reporter.unacknowledged()));
+        }
+        Work { store: self.run.store.clone(), draft, held, more }
     }
 
     fn miss(&self, step: u64, why: &str) {

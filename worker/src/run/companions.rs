@@ -9,7 +9,7 @@ use lorafleet_store::FileName;
 use super::{end::End, prepare::Parts};
 
 /// Names of the classes in the order of their numbers, as a JSON list.
-const LABELS_FILE: &str = "labels.json";
+pub(super) const LABELS_FILE: &str = "labels.json";
 /// Larger files of a base are none that a tokenizer needs.
 const MOST: u64 = 64 << 20;
 

@@ -1,16 +1,16 @@
 //! Evaluation as the gang's work: cut by the spec, shared by speed, summed exactly.
 
-use lorafleet_lora::train::EvalSums;
+use lorafleet_lora::train::{EvalPart, EvalSums};
 use lorafleet_proto::v1 as pb;
 use lorafleet_spec::{
     data::{Example, Target},
-    job::Metric,
+    job::{Metric, TrainSpec},
     metrics::{Confusion, pearson, spearman},
     sampler,
 };
 use tracing::info;
 
-use super::{end::Halt, generation::Training};
+use super::{end::Halt, generation::Training, prepare::Data};
 
 /// One evaluation, the same on every member.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +31,7 @@ impl Evaluation {
     }
 
     /// In words.
-    fn describe(&self, loss: f64) -> String {
+    pub fn describe(&self, loss: f64) -> String {
         let of = if self.scores.is_empty() { "tokens" } else { "examples" };
         let mut text = format!("evaluation loss {loss:.4} over {} {of}", self.sums.labelled_tokens);
         for score in &self.scores {
@@ -41,40 +41,86 @@ impl Evaluation {
     }
 }
 
+/// An evaluation under way: the evaluation set, cut by the spec, and the sums of what was looked at.
+pub(super) struct Pass<'a> {
+    data: &'a Data,
+    batches: Vec<Vec<usize>>,
+    sums: EvalSums,
+    /// A score's bits, at its example's place: each is computed by one member, so the sum over members is itself.
+    predictions: Vec<i64>,
+}
+
+impl<'a> Pass<'a> {
+    /// Nothing is looked at yet.
+    pub fn new(data: &'a Data, train: &TrainSpec) -> Self {
+        let batches = cut(&data.examples, train.global_batch, train.micro_batches, train.micro_tokens);
+        let scored = data.examples.first().is_some_and(|first| matches!(first.target, Target::Score(_)));
+        let predictions = vec![0; if scored { data.examples.len() } else { 0 }];
+        let mut pass = Self { data, batches, sums: EvalSums::default(), predictions };
+        pass.sums = EvalSums::of_classes(pass.classes());
+        pass
+    }
+
+    fn classes(&self) -> usize {
+        self.data.labels.as_ref().map_or(0, |labels| labels.names().len())
+    }
+
+    /// What each batch costs, in tokens.
+    pub fn costs(&self) -> Vec<u64> {
+        let tokens = |&place: &usize| self.data.examples[place].tokens.len() as u64;
+        self.batches.iter().map(|batch| batch.iter().map(tokens).sum()).collect()
+    }
+
+    /// The examples of a batch.
+    pub fn batch(&self, batch: usize) -> Vec<&'a Example> {
+        let data = self.data;
+        self.batches[batch].iter().map(|&place| &data.examples[place]).collect()
+    }
+
+    /// A batch was evaluated.
+    pub fn add(&mut self, batch: usize, part: &EvalPart) {
+        self.sums.add(&part.sums);
+        for (&place, score) in self.batches[batch].iter().zip(&part.scores) {
+            self.predictions[place] = score.to_bits().into();
+        }
+    }
+
+    /// What members add up.
+    pub fn buffer(&self) -> Vec<i64> {
+        let mut buffer = vec![self.sums.loss, self.sums.labelled_tokens];
+        buffer.extend_from_slice(&self.sums.confusion);
+        buffer.extend_from_slice(&self.predictions);
+        buffer
+    }
+
+    /// The evaluation, once everything was looked at and added up.
+    pub fn evaluation(&self, buffer: &[i64]) -> Evaluation {
+        let classes = self.classes();
+        let (counts, predictions) = buffer[2..].split_at(classes * classes);
+        let sums = EvalSums { loss: buffer[0], labelled_tokens: buffer[1], confusion: counts.to_vec() };
+        let scores = match self.predictions.is_empty() {
+            true => rates(classes, counts),
+            false => correlations(predictions, &self.data.examples),
+        };
+        Evaluation { sums, scores }
+    }
+}
+
 impl Training<'_, '_> {
     /// The loss of data.eval under the current weights, and its other scores; nothing without data.eval. Every member
     /// calls it at the same boundary and gets the same sums.
     pub fn evaluate(&mut self) -> Result<Option<Evaluation>, Halt> {
         let Some(data) = &self.member.parts.eval else { return Ok(None) };
-        let train = &self.member.parts.job.train;
-        let examples = &data.examples;
-        let batches = cut(examples, train.global_batch, train.micro_batches, train.micro_tokens);
-        let tokens =
-            |batch: &Vec<usize>| batch.iter().map(|&place| examples[place].tokens.len() as u64).sum();
-        let costs: Vec<u64> = batches.iter().map(tokens).collect();
+        let mut pass = Pass::new(data, &self.member.parts.job.train);
         let index = self.collective.index() as usize;
-        let classes = data.labels.as_ref().map_or(0, |labels| labels.names().len());
-        let mut sums = EvalSums::of_classes(classes);
-        // A score's bits, at its example's place: each is computed by one member, so the sum over members is itself.
-        let scored = examples.first().is_some_and(|example| matches!(example.target, Target::Score(_)));
-        let mut predictions = vec![0i64; if scored { examples.len() } else { 0 }];
-        for mine in sampler::share_by_speed(&costs, self.pace.speeds(), index) {
+        for mine in sampler::share_by_speed(&pass.costs(), self.pace.speeds(), index) {
             self.check()?;
-            let batch: Vec<&Example> = batches[mine].iter().map(|&place| &examples[place]).collect();
-            let part = self.member.trainer.evaluate(&batch)?;
-            sums.add(&part.sums);
-            for (&place, score) in batches[mine].iter().zip(part.scores) {
-                predictions[place] = score.to_bits().into();
-            }
+            let part = self.member.trainer.evaluate(&pass.batch(mine))?;
+            pass.add(mine, &part);
         }
-        let mut buffer = vec![sums.loss, sums.labelled_tokens];
-        buffer.extend_from_slice(&sums.confusion);
-        buffer.extend_from_slice(&predictions);
+        let mut buffer = pass.buffer();
         self.collective.all_reduce_i64(&mut buffer)?;
-        let (counts, predictions) = buffer[2..].split_at(classes * classes);
-        let sums = EvalSums { loss: buffer[0], labelled_tokens: buffer[1], confusion: counts.to_vec() };
-        let scores = if scored { correlations(predictions, examples) } else { rates(classes, counts) };
-        Ok(Some(Evaluation { sums, scores }))
+        Ok(Some(pass.evaluation(&buffer)))
     }
 
     /// Puts an evaluation into the job's history.

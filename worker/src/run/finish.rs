@@ -127,7 +127,8 @@ impl Training<'_, '_> {
         let about = self.result(&checkpoint);
         let result = pb::JobResult { best_step: of_step, answers: answered, ..about };
         let result = with_evaluations(result, self.member.before.clone(), after.cloned());
-        let succeeded = pb::Succeeded { checkpoint: Some(checkpoint.to_proto()), result: Some(result) };
+        let checkpoint = Some(checkpoint.to_proto());
+        let succeeded = pb::Succeeded { checkpoint, result: Some(result), message: String::new() };
         Ok(Told { succeeded: Some(succeeded), why: String::new() })
     }
 

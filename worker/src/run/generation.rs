@@ -66,6 +66,24 @@ pub(super) enum Course {
     Released { step: u64 },
 }
 
+impl Course {
+    /// Where work that takes no steps may end before it is done; it begins anew elsewhere, or in the next generation.
+    ///
+    /// # Errors
+    /// The run was told to stop, or the generation is over.
+    pub fn before_the_end(run: &Run, abort: &Abort) -> Result<Option<Self>, Halt> {
+        run.check()?;
+        if let Some(failure) = abort.failure() {
+            return Err(failure.into());
+        }
+        Ok(match () {
+            () if run.control.is_leaving() => Some(Self::Released { step: 0 }),
+            () if run.control.is_regrouping() => Some(Self::Parted),
+            () => None,
+        })
+    }
+}
+
 /// A member within a generation.
 pub(super) struct Training<'m, 'a> {
     pub member: &'m mut Member<'a>,

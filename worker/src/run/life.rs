@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use lorafleet_failpoint::reach;
 use lorafleet_proto::v1 as pb;
+use lorafleet_spec::job::Action;
 use tracing::{info, warn};
 
 use super::{
@@ -11,19 +12,74 @@ use super::{
     control::Interrupt,
     discord::Discord,
     end::{End, Halt},
+    evaluating::Evaluating,
     generation::{Course, Generation, Training},
     member::{Holds, Member},
+    merging::Merging,
     prepare,
 };
-use crate::collective::{Abort, CollectiveError, solo::Solo, tcp};
+use crate::collective::{Abort, Collective, CollectiveError, solo::Solo, tcp};
+
+/// What a place does in each of its generations.
+pub(super) trait Work {
+    /// One generation, from its joining to its end.
+    fn course(&mut self, generation: &Generation, collective: &mut dyn Collective) -> Result<Course, Halt>;
+
+    /// The generation broke: what was begun in it and is not whole is dropped.
+    fn abandon(&mut self);
+
+    /// The place is given up between two generations: what it holds is kept, where that can be.
+    fn keep(&mut self) -> Result<(), Halt>;
+}
+
+impl Work for Member<'_> {
+    fn course(&mut self, generation: &Generation, collective: &mut dyn Collective) -> Result<Course, Halt> {
+        Training::new(self, generation, collective).course()
+    }
+
+    fn abandon(&mut self) {
+        self.trainer.abandon_step();
+    }
+
+    /// As a checkpoint. It is of a step whose record is complete; evaluations come out the same on one member.
+    fn keep(&mut self) -> Result<(), Halt> {
+        let generation = Generation::alone(self.run.fence(), self.run.assign.place);
+        let mut solo = Solo::new(Abort::new());
+        Training::new(self, &generation, &mut solo).record()?;
+        if self.holds == Holds::Recorded && self.trainer.step() > 0 {
+            self.checkpoints.write_last(self.trainer.freeze());
+        }
+        Ok(())
+    }
+}
 
 impl Run {
     /// From loading to the end.
     pub(super) fn live(&self) -> Result<pb::Succeeded, End> {
-        let prepared = prepare::prepare(self)?;
-        let ready = prepared.ready(&self.assign);
-        let mut member = Member::new(self, prepared)?;
-        self.reporter.ready(ready);
+        let (job, spec_sha256) = prepare::read_spec(self)?;
+        match job.action {
+            Action::Train => {
+                let prepared = prepare::prepare(self, job, spec_sha256)?;
+                let ready = prepared.ready(&self.assign);
+                let mut member = Member::new(self, prepared)?;
+                self.reporter.ready(ready);
+                self.generations(&mut member)
+            }
+            Action::Evaluate => {
+                let mut evaluating = Evaluating::prepare(self, job)?;
+                self.reporter.ready(evaluating.ready());
+                self.generations(&mut evaluating)
+            }
+            Action::Merge => {
+                let mut merging = Merging::prepare(self, &job, spec_sha256)?;
+                self.reporter.ready(merging.ready());
+                self.generations(&mut merging)
+            }
+        }
+    }
+
+    /// One generation after the other.
+    fn generations(&self, work: &mut dyn Work) -> Result<pb::Succeeded, End> {
         let (mut after, mut discord) = (0, Discord::default());
         loop {
             let waiting = Instant::now();
@@ -31,13 +87,13 @@ impl Run {
                 Ok(begin) => begin,
                 Err(Interrupt::Stop) => return Err(End::Stopped),
                 Err(Interrupt::Leave) => return Err(End::Released { step: 0 }),
-                Err(Interrupt::Alone) => return Err(self.give_up(&mut member)),
+                Err(Interrupt::Alone) => return Err(self.give_up(work)),
             };
             let generation = Generation::of(begin, &self.assign)?;
             after = generation.fence.generation;
             let (members, index, waited) = (generation.members.len(), generation.index, waiting.elapsed());
             info!(generation = after, index, members, ?waited, "generation begins");
-            match self.stay(&mut member, &generation) {
+            match self.stay(work, &generation) {
                 Ok(Course::Succeeded(succeeded)) => return Ok(*succeeded),
                 Ok(Course::Released { step }) => return Err(End::Released { step }),
                 Ok(Course::Parted) => info!(step = self.control.step(), "parted at a step boundary"),
@@ -56,7 +112,7 @@ impl Run {
     }
 
     /// One generation, from joining to leaving.
-    fn stay(&self, member: &mut Member, generation: &Generation) -> Result<Course, Halt> {
+    fn stay(&self, work: &mut dyn Work, generation: &Generation) -> Result<Course, Halt> {
         reach("begin-before-join", self.control.step())?;
         let fence = &generation.fence;
         let abort = self.control.arm(fence.clone());
@@ -68,7 +124,7 @@ impl Run {
             Err(error) => return Err(self.halt(&abort, fence, error.into())),
         };
         self.control.joined(fence);
-        let course = Training::new(member, generation, &mut *collective).course();
+        let course = work.course(generation, &mut *collective);
         match course {
             // A breakage that was told first stands, and the result is made again: the gang was told to go on.
             Ok(Course::Succeeded(_)) if !self.control.claim_end(fence) => {
@@ -84,7 +140,7 @@ impl Run {
                 Ok(course)
             }
             Err(halt) => {
-                member.trainer.abandon_step();
+                work.abandon();
                 Err(self.halt(&abort, fence, halt))
             }
         }
@@ -133,22 +189,16 @@ impl Run {
         halt
     }
 
-    /// Paused, and without the coordinator for too long: what is held becomes a checkpoint.
-    fn give_up(&self, member: &mut Member) -> End {
+    /// Paused, and without the coordinator for too long.
+    fn give_up(&self, work: &mut dyn Work) -> End {
         let message = format!(
             "waited for the gang's next generation, without a line to the coordinator for {} s",
             self.workshop.alone_limit.as_secs()
         );
-        warn!(message, step = member.trainer.step(), "giving up");
-        // A checkpoint is of a step whose record is complete; evaluations come out the same on one member.
-        let (generation, abort) = (Generation::alone(self.fence(), self.assign.place), Abort::new());
-        let mut solo = Solo::new(abort);
-        if let Err(halt) = Training::new(member, &generation, &mut solo).record() {
-            return End::lost(format!("{message}; and then: {halt}"));
+        warn!(message, step = self.control.step(), "giving up");
+        match work.keep() {
+            Ok(()) => End::lost(message),
+            Err(halt) => End::lost(format!("{message}; and then: {halt}")),
         }
-        if member.holds == Holds::Recorded && member.trainer.step() > 0 {
-            member.checkpoints.write_last(member.trainer.freeze());
-        }
-        End::lost(message)
     }
 }

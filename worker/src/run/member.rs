@@ -1,12 +1,13 @@
 //! What a member holds through all generations of its place: base and data, the whole state, and what goes with it.
 
-use lorafleet_lora::train::Trainer;
+use lorafleet_lora::{exact::SCALE_BITS, train::Trainer};
 use lorafleet_proto::v1 as pb;
-use lorafleet_spec::sampler::Sampler;
+use lorafleet_spec::{job::Reduce, sampler::Sampler};
 
 use super::{
     Run,
-    checkpoints::Checkpoints,
+    checkpoints::{Checkpoints, Of},
+    companions,
     end::End,
     evaluate::Evaluation,
     pace::OwnSpeed,
@@ -59,7 +60,9 @@ impl<'a> Member<'a> {
         let digest = parts.train.digest.to_string();
         let sampler = Sampler::new(&digest, train.seed, examples, train.global_batch);
         let words = ControlWords::new(parts.job.workers.max);
-        let checkpoints = Checkpoints::new(run, &parts)?;
+        let scale_bits = if train.reduce == Reduce::Exact { SCALE_BITS } else { 0 };
+        let of = Of { spec_sha256: parts.spec_sha256, scale_bits, more: companions::files(&parts)? };
+        let checkpoints = Checkpoints::new(run, of)?;
         Ok(Self {
             run,
             parts,

@@ -2,8 +2,9 @@
 //!
 //! [`prepare`] loads base and data, once. Then the member [lives](life) through generations: in each it joins its peers,
 //! agrees with them on one state ([`exchange`], [`transfer`], [`restore`]), trains ([`steps`]) and, once the last step
-//! is done, makes the result ([`finish`]). When the collective breaks it keeps its state and waits for the next. Runs on
-//! a thread of its own, inside a rayon pool; whatever waits for the network blocks this thread and no other.
+//! is done, makes the result ([`finish`]). When the collective breaks it keeps its state and waits for the next. A job
+//! may also only [evaluate](evaluating) an adapter, or [merge](merging) it: other [work](life::Work) in the same life.
+//! Runs on a thread of its own, inside a rayon pool; whatever waits for the network blocks this thread and no other.
 
 mod boundary;
 mod checkpoints;
@@ -12,11 +13,14 @@ mod control;
 mod discord;
 mod end;
 mod evaluate;
+mod evaluating;
 mod exchange;
 mod finish;
+mod folder;
 mod generation;
 mod life;
 mod member;
+mod merging;
 mod pace;
 mod prepare;
 mod report;
@@ -41,8 +45,9 @@ use self::end::End;
 pub use self::{
     control::RunControl,
     end::{missing, outcome_name},
+    folder::Folder,
     report::{Backlog, Reporter},
-    writing::{News, Waited, Work, Writing},
+    writing::{Held, News, Waited, Work, Writing},
 };
 use crate::{base_cache::Cache, collective::tcp};
 
@@ -81,7 +86,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Trains to the end, whichever it is. Blocks; call it from a thread of its own.
+    /// Does what is assigned to the end, whichever it is. Blocks; call it from a thread of its own.
     pub fn execute(&self) -> Outcome {
         // The pool's threads do not know the span of this one.
         let span = tracing::Span::current();

@@ -80,15 +80,20 @@ impl Prepared {
     }
 }
 
-/// Loads everything.
-pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
+/// The job as it was assigned, and the digest of what it says.
+pub(super) fn read_spec(run: &Run) -> Result<(Job, Digest), End> {
     let spec = run.assign.spec.as_ref().ok_or_else(|| End::Failed("the assignment has no spec".into()))?;
-    let mut job = Job::try_from(spec).map_err(|errors| {
+    let job = Job::try_from(spec).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(|error| format!("spec.{error}")).collect();
         End::Failed(format!("the spec is not valid: {}", errors.join("; ")))
     })?;
     let text =
         serde_json::to_vec(spec).map_err(|error| End::Failed(format!("the spec has no JSON: {error}")))?;
+    Ok((job, Digest::of(&text)))
+}
+
+/// Loads everything that training needs.
+pub(super) fn prepare(run: &Run, mut job: Job, spec_sha256: Digest) -> Result<Prepared, End> {
     run.check_loading()?;
     let files = base_files(run, &job)?;
     run.check_loading()?;
@@ -122,10 +127,9 @@ pub(super) fn prepare(run: &Run) -> Result<Prepared, End> {
     check_memory(&plan, memory_bytes())?;
     let mut trainer = Trainer::new(base.clone(), &job, total_steps, words)?;
     if let Some(start) = &job.adapter.start {
-        let adapter = start::load(run, start, &base)?;
+        let adapter = start::find(run, start)?.load(&base)?;
         trainer.start_from(&adapter).map_err(|error| End::Failed(format!("spec.adapter.start: {error}")))?;
     }
-    let spec_sha256 = Digest::of(&text);
     let parts = Parts {
         job,
         spec_sha256,
@@ -171,7 +175,7 @@ fn check_memory(plan: &Plan, available: u64) -> Result<(), End> {
 }
 
 /// The base's files and tokenizer.
-fn base_files(run: &Run, job: &Job) -> Result<BaseFiles, End> {
+pub(super) fn base_files(run: &Run, job: &Job) -> Result<BaseFiles, End> {
     let digest = digest(&job.base, "base")?;
     let files = run.block_on(run.workshop.cache.base_files(&run.store, &digest));
     files.map_err(|error| match error {
@@ -180,12 +184,12 @@ fn base_files(run: &Run, job: &Job) -> Result<BaseFiles, End> {
     })
 }
 
-fn wrong_base(job: &Job, error: &dyn std::error::Error) -> End {
+pub(super) fn wrong_base(job: &Job, error: &dyn std::error::Error) -> End {
     End::Failed(format!("the base {:?}: {error}", job.base.source))
 }
 
 /// How long a sequence may be; known before it is known how many labels the head has.
-fn positions(job: &Job, files: &BaseFiles) -> Result<usize, End> {
+pub(super) fn positions(job: &Job, files: &BaseFiles) -> Result<usize, End> {
     let head = match job.task {
         Task::CausalLm => Head::LanguageModel,
         Task::Classification => Head::Classifier { labels: job.data.labels.len().max(1) },
@@ -194,8 +198,8 @@ fn positions(job: &Job, files: &BaseFiles) -> Result<usize, End> {
     Ok(shape.max_positions)
 }
 
-/// Fetches and reads one data set; `labels` are those of the training data.
-fn load_data(
+/// Fetches and reads one data set; `labels` are those of the training data, or of the adapter.
+pub(super) fn load_data(
     run: &Run,
     job: &Job,
     tokenizer: &Tokenizer,

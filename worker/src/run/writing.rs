@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::folder::{Files, Folder};
 use crate::{agent::Backoff, background::be_nice};
 
 /// Within one try the store is asked again only for so long: how it stands is known soon, and tries have no end.
@@ -34,10 +35,18 @@ pub struct Work {
     pub store: Store,
     /// What it is.
     pub draft: Draft,
-    /// The state.
-    pub state: Frozen,
-    /// Files beside the trainer's.
+    /// What it holds.
+    pub held: Held,
+    /// Files beside those.
     pub more: BTreeMap<FileName, Bytes>,
+}
+
+/// What a checkpoint holds.
+pub enum Held {
+    /// The state of training.
+    State(Box<Frozen>),
+    /// A model on this machine.
+    Model(Arc<Folder>),
 }
 
 /// How a checkpoint fares, told on its thread.
@@ -91,17 +100,22 @@ impl Work {
     /// # Errors
     /// Those of [`write_checkpoint`].
     pub async fn write(&self) -> Result<Checkpoint, StoreError> {
-        let mut files: BTreeMap<FileName, Box<dyn Contents + '_>> = BTreeMap::new();
+        let mut files = Files::new();
         for (name, bytes) in &self.more {
             files.insert(name.clone(), Box::new(bytes.clone()));
         }
-        for (name, file) in self.state.files() {
-            let name = name.parse().expect("the trainer's file names are plain names");
-            let contents: Box<dyn Contents + '_> = match file {
-                FrozenFile::Bytes(bytes) => Box::new(Bytes::from(bytes)),
-                FrozenFile::Tensors(file) => Box::new(Tensors(file)),
-            };
-            files.insert(name, contents);
+        match &self.held {
+            Held::Model(folder) => files.extend(folder.contents()?),
+            Held::State(state) => {
+                for (name, file) in state.files() {
+                    let name = name.parse().expect("the trainer's file names are plain names");
+                    let contents: Box<dyn Contents + '_> = match file {
+                        FrozenFile::Bytes(bytes) => Box::new(Bytes::from(bytes)),
+                        FrozenFile::Tensors(file) => Box::new(Tensors(file)),
+                    };
+                    files.insert(name, contents);
+                }
+            }
         }
         let store = self.store.clone().with_retry(RETRY);
         write_checkpoint(&store, &self.draft, &files).await

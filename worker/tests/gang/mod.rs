@@ -257,8 +257,13 @@ impl<'a> Gang<'a> {
             said: Mutex::new(self.line.clone()),
             trace: Arc::clone(&trace),
         });
-        let assign =
-            pb::Assign { job: JOB.to_owned(), fence: Some(fence), spec: Some(self.spec.clone()), place };
+        let assign = pb::Assign {
+            job: JOB.to_owned(),
+            fence: Some(fence),
+            spec: Some(self.spec.clone()),
+            place,
+            adapter: None,
+        };
         let run = Run {
             workshop: Arc::new(workshop),
             store: self.fleet.store.clone(),

@@ -63,6 +63,8 @@ struct Shared {
     store_url: String,
     /// Reports are acknowledged.
     acks: Mutex<bool>,
+    /// Assignments bring it along.
+    adapter: Mutex<Option<pb::Checkpoint>>,
 }
 
 /// The coordinator of a test.
@@ -183,6 +185,7 @@ impl Coordinator {
             news: Notify::new(),
             store_url: store_url.to_owned(),
             acks: Mutex::new(true),
+            adapter: Mutex::default(),
         });
         let service = pb::fleet_server::FleetServer::new(Service(shared.clone()));
         let serving = Server::builder().add_service(service);
@@ -193,6 +196,11 @@ impl Coordinator {
     /// Whether reports are acknowledged.
     pub fn set_acks(&self, acks: bool) {
         *self.shared.acks.lock().unwrap() = acks;
+    }
+
+    /// Assignments bring this adapter along.
+    pub fn set_adapter(&self, adapter: Option<pb::Checkpoint>) {
+        *self.shared.adapter.lock().unwrap() = adapter;
     }
 
     /// Ends a worker's stream.
@@ -234,6 +242,7 @@ impl Coordinator {
             fence: Some(pb::Fence { attempt: fence.attempt, ..Default::default() }),
             spec: Some(spec.clone()),
             place,
+            adapter: self.shared.adapter.lock().unwrap().clone(),
         };
         self.send(worker, Down::Assign(assign)).await;
     }

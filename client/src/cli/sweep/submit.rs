@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use lorafleet::{FieldError, SweepFile, short_id};
 use lorafleet_spec::{
     Job,
-    sweep::Mistakes,
+    sweep::{Child, Mistakes},
     validate::{self, Report},
 };
+use serde_json::json;
 use uuid::Uuid;
 
 use super::{super::submit::checked_file, Exit, Fleet, output};
@@ -38,6 +39,11 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let errors = on_base(&file, &report);
     if !errors.is_empty() {
         return Err(file.job.mistakes(errors).into());
+    }
+    if args.dry_run && args.json {
+        let child = |child: &Child| json!({ "index": child.index, "parameters": &child.settings, "spec": &child.spec });
+        output::json(&json!({ "children": file.expanded.children.iter().map(child).collect::<Vec<_>>() }))?;
+        return Ok(Exit::Done);
     }
     if args.dry_run {
         for child in &file.expanded.children {

@@ -9,6 +9,7 @@ mod delta;
 mod plan;
 mod write;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use lorafleet_spec::base::{BaseShape, Dtype, Head, base_files};
@@ -63,6 +64,9 @@ pub enum MergeError {
         /// The value, in f32.
         value: f32,
     },
+    /// Whoever watches its progress wanted no more of it.
+    #[error("the merge was broken off")]
+    BrokenOff,
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> MergeError {
@@ -96,16 +100,18 @@ pub struct Merged {
 
 /// Merges the adapter in a folder into the base in another, and writes the result to `out`, which must not exist.
 ///
-/// `dtype` is the number type of all weights; without it each tensor keeps its own.
+/// `dtype` is the number type of all weights; without it each tensor keeps its own. `progress` is told of every tensor, and
+/// may break off.
 ///
 /// # Errors
-/// The base or the adapter cannot be read, or do not fit; `out` exists or cannot be written. Nothing is left of `out` then.
+/// The base or the adapter cannot be read, or do not fit; `out` exists or cannot be written; it was broken off. Nothing is
+/// left of `out` then.
 pub fn merge(
     base: &Path,
     adapter: &Path,
     out: &Path,
     dtype: Option<Dtype>,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Merged, MergeError> {
     if out.symlink_metadata().is_ok() {
         return Err(MergeError::Exists(out.to_owned()));

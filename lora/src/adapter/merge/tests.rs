@@ -12,7 +12,7 @@ fn case(name: &str) -> PathBuf {
 }
 
 fn quiet(base: &Path, adapter: &Path, out: &Path, dtype: Option<Dtype>) -> Result<Merged, MergeError> {
-    merge(base, adapter, out, dtype, &mut |_| {})
+    merge(base, adapter, out, dtype, &mut |_| std::ops::ControlFlow::Continue(()))
 }
 
 /// The tensors of a folder of one or several shards.
@@ -55,6 +55,7 @@ fn adapted_weights_change_and_the_others_are_the_same_bytes() {
     let mut seen = Vec::new();
     let merged = merge(&from.join("base"), &from.join("trained"), &out, None, &mut |progress| {
         seen.push((progress.done, progress.total));
+        std::ops::ControlFlow::Continue(())
     });
     let merged = merged.unwrap();
     let (before, after) = (tensors(&from.join("base")), tensors(&out));
@@ -70,6 +71,16 @@ fn adapted_weights_change_and_the_others_are_the_same_bytes() {
     let config = |dir: &Path| std::fs::read(dir.join("config.json")).unwrap();
     assert_eq!(config(&out), config(&from.join("base")));
     assert!(out.join("generation_config.json").exists());
+}
+
+#[test]
+fn a_merge_that_is_broken_off_leaves_nothing() {
+    let (dir, from) = (tempfile::tempdir().unwrap(), case("llama-qv"));
+    let out = dir.path().join("merged");
+    let mut once = |_: Progress<'_>| std::ops::ControlFlow::Break(());
+    let broken = merge(&from.join("base"), &from.join("trained"), &out, None, &mut once);
+    assert!(matches!(broken, Err(MergeError::BrokenOff)));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]

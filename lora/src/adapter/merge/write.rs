@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -19,7 +20,7 @@ pub(super) fn weights(
     plan: &Plan,
     base: &Path,
     out: &Path,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Merged, MergeError> {
     let mut merged = Merged { untied: plan.untied, ..Merged::default() };
     let (total, mut done) = (plan.bytes(), 0);
@@ -37,7 +38,9 @@ pub(super) fn weights(
                 _ => merged.changed += 1,
             }
             done += item.bytes();
-            progress(Progress { tensor: &item.name, done, total });
+            if progress(Progress { tensor: &item.name, done, total }).is_break() {
+                return Err(MergeError::BrokenOff);
+            }
         }
         let file = writer.into_inner().map_err(|error| io(&path)(error.into_error()))?;
         file.sync_all().map_err(io(&path))?;

@@ -220,7 +220,8 @@ impl Case {
     }
 
     fn merged(&self, adapter: &Path, out: &Path) -> Outcome<Base> {
-        merge(&self.dir.join("base"), adapter, out, None, &mut |_| {}).map_err(|e| format!("merge: {e}"))?;
+        merge(&self.dir.join("base"), adapter, out, None, &mut |_| std::ops::ControlFlow::Continue(()))
+            .map_err(|e| format!("merge: {e}"))?;
         Base::load_as(out, self.head, Precision::F32).map_err(|e| format!("the merged base: {e}"))
     }
 

@@ -6,7 +6,7 @@ use lorafleet_proto::v1 as pb;
 
 use super::{Check, MAX_LIST};
 use crate::{
-    job::{AdapterSpec, FieldError, Init, Method},
+    job::{AdapterSpec, FieldError, Init, Method, Start},
     targets::{TargetRule, check_pattern},
 };
 
@@ -40,8 +40,7 @@ impl Check {
             "adapter.layers_pattern",
             || "is given without `adapter.layers`, whose module lists it names".to_owned(),
         );
-        let start = spec.start.as_ref().map(|start| (&start.source, &start.sha256));
-        let start = start.and_then(|(source, sha256)| self.source("adapter.start", source, sha256));
+        let start = spec.start.as_ref().and_then(|start| self.start(start));
         let plain = matches!(init, None | Some(Init::Kaiming));
         self.rule(start.is_none() || plain, "adapter.init", || {
             "is given beside `adapter.start`, which is the start already; keep one of them".to_owned()
@@ -77,6 +76,20 @@ impl Check {
             modules_to_save: spec.modules_to_save.clone(),
             start,
         })
+    }
+
+    fn start(&mut self, start: &pb::AdapterRef) -> Option<Start> {
+        if start.job.is_empty() {
+            return self.source("adapter.start", &start.source, &start.sha256).map(Start::Folder);
+        }
+        self.rule(start.source.is_empty() && start.sha256.is_empty(), "adapter.start", || {
+            format!("names both {} and a folder; keep one of them", start.job)
+        });
+        let named = start.job.strip_prefix("jobs/").is_some_and(|name| !name.trim().is_empty());
+        self.rule(named, "adapter.start", || {
+            format!("is {:?}; a job is named jobs/ID, or jobs/NAME within one file", start.job)
+        });
+        Some(Start::Job(start.job.clone()))
     }
 
     /// Full fine-tuning has no adapter, so nothing may be said of one.
