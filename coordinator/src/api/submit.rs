@@ -16,6 +16,7 @@ use crate::{
     convert,
     db::within,
     ids::JobId,
+    job::JobState,
     queue::{self, NewJob},
     quota::AdmitError,
 };
