@@ -163,11 +163,11 @@ async fn a_thinned_curve_keeps_its_shape_and_a_live_one_all_its_points() {
     let (old, young) = (old_job(&mut connection, 9, 8).await, old_job(&mut connection, 9, 6).await);
     let live = live.trim_start_matches("jobs/").parse().expect("an id");
     for job in [old, young, live] {
-        points(&mut connection, job, 9_000).await;
+        points(&mut connection, job, 5_400).await;
     }
     let extremes = "select array_agg((low, high, evaluated, last)::text) from (
            select min(loss) as low, max(loss) as high, count(eval_loss) as evaluated, max(step) as last
-           from metric_points where job_id = $1 group by step / 16 order by step / 16) bucket";
+           from metric_points where job_id = $1 group by step / 10 order by step / 10) bucket";
     let before: Vec<String> =
         sqlx::query_scalar(extremes).bind(old).fetch_one(&mut connection).await.expect("a shape");
     let _coordinator = bed.coordinator_with(&BUSY).await;
@@ -184,7 +184,7 @@ async fn a_thinned_curve_keeps_its_shape_and_a_live_one_all_its_points() {
     .fetch_all(&mut connection)
     .await
     .expect("counts");
-    assert!(counts[0] <= 2000 && counts[1..] == [9_001, 9_001], "{counts:?}");
+    assert!(counts[0] <= 2000 && counts[1..] == [5_401, 5_401], "{counts:?}");
     let after: Vec<String> =
         sqlx::query_scalar(extremes).bind(old).fetch_one(&mut connection).await.expect("a shape");
     assert_eq!(before, after);
