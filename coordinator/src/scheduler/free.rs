@@ -160,11 +160,6 @@ impl<'a> Free<'a> {
         workers.into_iter().map(|worker| self.take_slot(worker)).collect()
     }
 
-    /// Whether [`Self::take`] would find another one.
-    pub(super) fn has_other(&self, want: &Want, gang: &[Place]) -> bool {
-        self.count(want) > 0 && !self.choose(1, want, gang).is_empty()
-    }
-
     /// Takes a place on the first worker that `suits`, one that holds the base if there is one.
     pub(super) fn take_where(&mut self, want: &Want, suits: impl Fn(&Worker) -> bool) -> Option<Place> {
         let suitable = |worker: &&u32| suits(&self.fleet[**worker as usize]);
@@ -226,8 +221,11 @@ impl<'a> Free<'a> {
     }
 
     fn choose(&self, n: usize, want: &Want, gang: &[Place]) -> Vec<u32> {
-        let used: Vec<u32> = gang.iter().filter_map(|place| self.number(place.worker)).collect();
-        let own = used.first().map(|worker| self.classes[self.class_of[*worker as usize] as usize].kind);
+        let own = gang.first().and_then(|place| self.number(place.worker));
+        let own = own.map(|worker| self.classes[self.class_of[worker as usize] as usize].kind);
+        // One without another free slot is not found anyway.
+        let used = gang.iter().filter_map(|place| self.number(place.worker));
+        let used: Vec<u32> = used.filter(|worker| self.is_free(*worker)).collect();
         let offers = self.offers(n, want, want.kind.or(own));
         let mut chosen = Vec::with_capacity(n);
         for offer in offers {

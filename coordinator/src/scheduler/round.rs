@@ -245,16 +245,21 @@ impl<'a> Round<'a> {
                 );
                 let tenant = self.accounts.of(group.tenant);
                 let full = started.places.len() >= started.waiting.max || self.accounts.may_have(tenant) == 0;
-                if full || !self.free.has_other(&want, &started.places) {
+                if full {
+                    continue;
+                }
+                let more = self.free.take(1, &want, &started.places);
+                if more.is_empty() {
                     continue;
                 }
                 if started.waiting.waited < self.times.gather {
                     // What it leaves may be wanted by jobs after it in the next round; not now, for it is next in line.
                     let started = self.started.remove(i);
+                    self.free.put_back(&more);
                     self.accounts.take_back(tenant, started.places.len());
                     return Some(started.waiting.job);
                 }
-                started.places.extend(self.free.take(1, &want, &started.places));
+                started.places.extend(more);
                 self.accounts.give(tenant, 1);
                 still.push(i);
             }
