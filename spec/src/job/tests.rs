@@ -298,7 +298,7 @@ fn what_an_action_lacks_or_has_no_use_for_is_told() {
             "action: merge\nbase: b\nadapter: jobs/t\nworkers: {max: 2}",
             "workers.max: is 2; `action: merge` takes one",
         ),
-        ("action: merge\nbase: b\nadapter: {method: full}", "adapter.method: is full, which has no adapter"),
+        ("action: merge\nbase: b\nadapter: {method: full}", "adapter.method: means nothing to a merge"),
         ("action: merge\nbase: b\nadapter: jobs/", "adapter.start: is \"jobs/\"; a job is named jobs/ID"),
         (&format!("{evaluate}checkpoint: {{every: 3}}"), "checkpoint: means nothing to an evaluation"),
         (
