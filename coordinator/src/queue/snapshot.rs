@@ -75,7 +75,7 @@ pub async fn queued(
                   j.selector as "selector: Json<BTreeMap<String, String>>", j.state_message,
                   extract(epoch from now() - j.create_time)::float8 as "age!",
                   j.max_run_seconds - j.run_seconds as "run_limit"
-           from line join jobs j using (job_id) order by j.number"#,
+           from jobs j where j.job_id = any(array(select job_id from line)) order by j.number"#,
         convert::to_i32(workers),
         of_each,
         TOO_LARGE,

@@ -73,6 +73,7 @@ async fn a_job_of_lower_priority_goes_back_to_the_queue_and_resumes() {
 async fn a_long_line_of_one_tenant_hides_nobody() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator().await;
+    bed.until_led().await;
     bed.count(
         "insert into tenants (tenant_id, name) values (gen_random_uuid(), 'small') returning 1::bigint",
     )
