@@ -34,7 +34,7 @@ pub async fn store(
     fence: &Fence,
     points: &[pb::MetricPoint],
 ) -> Result<Fenced<News>, DbError> {
-    let columns = Columns::from_points(points);
+    let columns = Columns::from_points(points, fence);
     let stored = sqlx::query!(
         r#"with live as (
              update jobs set step = greatest(step, (select coalesce(max(s), 0) from unnest($6::bigint[]) s))
@@ -46,9 +46,9 @@ pub async fn store(
            ), stored as (
              insert into metric_points (job_id, attempt, generation, step, loss, lr, grad_norm, tokens,
                  tokens_per_second, step_seconds, reduce_seconds, bytes_sent, seconds_left, eval_loss, eval_scores)
-             select live.job_id, $2, $3, p.* from live, unnest($6::bigint[], $7::float8[], $8::float8[], $9::float8[],
-                 $10::bigint[], $11::float8[], $12::float8[], $13::float8[], $14::bigint[], $15::float8[],
-                 $16::float8[], $17::jsonb[]) p
+             select live.job_id, p.* from live, unnest($18::int[], $19::int[], $6::bigint[], $7::float8[], $8::float8[],
+                 $9::float8[], $10::bigint[], $11::float8[], $12::float8[], $13::float8[], $14::bigint[],
+                 $15::float8[], $16::float8[], $17::jsonb[]) p
              on conflict (job_id, step) do update set attempt = excluded.attempt, generation = excluded.generation,
                  loss = excluded.loss, lr = excluded.lr, grad_norm = excluded.grad_norm, tokens = excluded.tokens,
                  tokens_per_second = excluded.tokens_per_second, step_seconds = excluded.step_seconds,
@@ -79,6 +79,8 @@ pub async fn store(
         &columns.seconds_left,
         &columns.eval_loss as &[Option<f64>],
         &columns.eval_scores as _,
+        &columns.attempt,
+        &columns.generation,
     )
     .fetch_one(pool)
     .await?;
@@ -128,6 +130,8 @@ pub async fn latest(pool: &PgPool, jobs: &[Uuid]) -> Result<HashMap<JobId, pb::M
 /// Points as the arrays that one statement stores.
 #[derive(Default)]
 struct Columns {
+    attempt: Vec<i32>,
+    generation: Vec<i32>,
     step: Vec<i64>,
     loss: Vec<f64>,
     lr: Vec<f64>,
@@ -143,12 +147,19 @@ struct Columns {
 }
 
 impl Columns {
-    /// The last point of a step counts: one statement cannot store a key twice.
-    fn from_points(points: &[pb::MetricPoint]) -> Self {
+    /// The last point of a step counts: one statement cannot store a key twice. One that an earlier attempt could not
+    /// report, and a checkpoint brought on, stays that one's.
+    fn from_points(points: &[pb::MetricPoint], fence: &Fence) -> Self {
         let by_step: std::collections::BTreeMap<u64, &pb::MetricPoint> =
             points.iter().map(|p| (p.step, p)).collect();
         let mut columns = Self::default();
         for (step, point) in by_step {
+            let (attempt, generation) = match point.attempt {
+                earlier if earlier > 0 && earlier < fence.attempt => (earlier, point.generation),
+                _ => (fence.attempt, fence.generation),
+            };
+            columns.attempt.push(convert::to_i32(attempt));
+            columns.generation.push(convert::to_i32(generation));
             columns.step.push(convert::to_i64(step));
             columns.loss.push(point.loss);
             columns.lr.push(point.lr);
