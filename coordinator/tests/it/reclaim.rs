@@ -211,7 +211,9 @@ async fn a_last_word_of_a_forgotten_generation_counts() {
     let bed = Bed::new().await;
     let coordinator = bed.coordinator_with(&PATIENT).await;
     let (job, (mut a, place_a), _b) = pair_at_work(&bed, &coordinator).await;
-    forget(&bed, &["delete from attempts", QUEUED_AGAIN]).await;
+    // Nor does anybody start it meanwhile: it needs more workers than there are.
+    let too_large = "update jobs set workers_min = 3, workers_max = 3";
+    forget(&bed, &["delete from attempts", QUEUED_AGAIN, too_large]).await;
     a.finish(&place_a, place_a.succeeded(100)).await;
     coordinator.until_state(&job, JobState::Succeeded).await;
 }
