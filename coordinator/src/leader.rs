@@ -45,17 +45,8 @@ const BUDGET_CHECK: Duration = Duration::from_secs(2);
 const SHARES_CHECK: Duration = Duration::from_secs(3);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
-
 /// Sweeps are looked at this often.
 const SWEEP_CHECK: Duration = Duration::from_millis(500);
-
-/// What has joined a running job is not taken from it for an equal one within this time.
-const SETTLE: Duration = Duration::from_secs(10);
-
-/// Waiting for this long raises a job by one class of priority.
-const AGEING: Duration = Duration::from_secs(4 * 3600);
-/// A worker that is given counts as if it had been used for this long.
-const CHARGE: Duration = Duration::from_secs(600);
 
 /// How the scheduler behaves.
 #[derive(Clone, Copy, Debug)]
@@ -256,7 +247,7 @@ impl Leader {
         let gangs = queue::gangs(&self.pool).await?;
         let ended = queue::troubled_places(&self.pool).await?;
         let held = self.memory.sight.gangs(now, &gangs, &ended);
-        let times = Times { gather: self.config.gather, settle: SETTLE, ageing: AGEING, charge: CHARGE };
+        let times = Times::usual(self.config.gather);
         let decisions = scheduler::schedule(&queued.into(), &held, &fleet, &self.memory.tenants, times);
         self.start_all(leadership, &decisions).await?;
         for decision in &decisions {

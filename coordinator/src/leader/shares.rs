@@ -1,16 +1,13 @@
 //! The leader's look at what tenants may use and used, and at how long running jobs still train.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Leader;
 use crate::{db::DbError, queue, scheduler::Tenant, tenants, usage};
 
-/// Use counts half after this time: a share is a share of days, not of ever.
-const HALF_LIFE: Duration = Duration::from_secs(24 * 3600);
-
 impl Leader {
     pub(super) async fn keep_shares(&mut self, now: Instant) -> Result<(), DbError> {
-        let used = usage::decayed(&self.pool, HALF_LIFE).await?;
+        let used = usage::decayed(&self.pool, Tenant::HALF_LIFE).await?;
         let shares = tenants::shares(&self.pool).await?;
         self.memory.tenants = shares
             .into_iter()

@@ -204,6 +204,9 @@ impl Times {
 }
 
 impl Tenant {
+    /// What a tenant used counts half after this time: a share is a share of days, not of ever.
+    pub const HALF_LIFE: Duration = Duration::from_secs(24 * 3600);
+
     /// One of whom nothing is known.
     pub fn unknown(id: TenantId) -> Self {
         Self { id, weight: 1.0, used: 0.0, max_workers: None }

@@ -8,7 +8,7 @@ use std::{
 
 use lorafleet_coordinator::{
     ids::{JobId, WorkerId},
-    scheduler::{Gang, Labels, Place, Seat, Standing, Worker},
+    scheduler::{Gang, Labels, Place, Seat, Standing, Tenant, Worker},
 };
 use sqlx::types::Uuid;
 
@@ -21,8 +21,6 @@ use super::{
 pub const LOADING: f64 = 60.0;
 /// Seconds for which a gang that is sent back holds its workers, to write a checkpoint.
 pub const CHECKPOINT: f64 = 20.0;
-/// Seconds after which what a tenant used counts half.
-const HALF_LIFE: f64 = 86_400.0;
 
 /// Jobs in the queue: those with the lowest key first, then the oldest.
 pub type Line = BTreeSet<(i32, usize)>;
@@ -125,7 +123,7 @@ impl<'l> World<'l> {
     /// Counts what happens until `next`.
     fn pass(&mut self, next: f64) {
         let passed = next - self.now;
-        let fading = 0.5f64.powf(passed / HALF_LIFE);
+        let fading = 0.5f64.powf(passed / Tenant::HALF_LIFE.as_secs_f64());
         self.used.iter_mut().for_each(|used| *used *= fading);
         let mut running = vec![0; self.used.len()];
         for run in &self.runs {
