@@ -48,28 +48,27 @@ pub fn is_tenant_gone(error: &AdmitError) -> bool {
 /// Stores jobs, each with its first event, which says what is beside it, within the caller's transaction. The only way
 /// into the queue, so that no submission passes a quota.
 pub async fn insert_all(tx: &mut PgConnection, news: &[(JobId, &NewJob, String)]) -> Result<(), AdmitError> {
-    let mut limited = BTreeMap::new();
-    for (job, new, message) in news {
-        if let Some(tenant) = insert_as(tx, *job, new, message).await? {
-            *limited.entry(tenant).or_insert(0) += 1;
-        }
-    }
-    quota::admit(tx, &limited).await
+    admitted(tx, news).await.map(drop)
 }
 
-/// Returns the job's tenant where that has a quota on submissions.
-async fn insert_as(
-    tx: &mut PgConnection,
-    job: JobId,
-    new: &NewJob,
-    message: &str,
-) -> Result<Option<TenantId>, DbError> {
-    let after = after(new)?;
+async fn admitted(tx: &mut PgConnection, news: &[(JobId, &NewJob, String)]) -> Result<Vec<Made>, AdmitError> {
     let mut columns = Columns::default();
-    columns.push(job, new, &after, message.to_owned())?;
+    let mut links = Vec::new();
+    for (job, new, message) in news {
+        let after = after(new)?;
+        columns.push(*job, new, &after, message)?;
+        links.push((*job, after));
+    }
     let made = insert(&mut *tx, &columns, Limited::Too).await?;
-    insert_after(tx, job, &after).await?;
-    Ok(made.first().and_then(|made| made.limited))
+    for (job, after) in &links {
+        insert_after(tx, *job, after).await?;
+    }
+    let mut limited = BTreeMap::new();
+    for tenant in made.iter().filter_map(|made| made.limited) {
+        *limited.entry(tenant).or_insert(0) += 1;
+    }
+    quota::admit(tx, &limited).await?;
+    Ok(made)
 }
 
 /// Stores jobs that come after no others, in one statement; each by itself where one of them cannot be stored, or where
@@ -99,23 +98,18 @@ async fn create_together(
 ) -> Result<HashMap<Uuid, DateTime<Utc>>, DbError> {
     let mut columns = Columns::default();
     for (job, new) in news {
-        columns.push(*job, new, &[], submitted(new))?;
+        columns.push(*job, new, &[], &submitted(new))?;
     }
     let made = insert(pool, &columns, Limited::Not).await?;
     Ok(made.into_iter().map(|made| (made.job, made.time)).collect())
 }
 
 async fn create_alone(pool: &PgPool, (job, new): &(JobId, NewJob)) -> Result<DateTime<Utc>, AdmitError> {
-    let mut columns = Columns::default();
-    columns.push(*job, new, &[], submitted(new))?;
     let mut tx = pool.begin().await?;
-    let made = insert(&mut *tx, &columns, Limited::Too).await?;
-    let made =
-        made.first().ok_or_else(|| DbError::Data("a job that was not stored, nor refused".to_owned()))?;
-    let limited: BTreeMap<TenantId, u64> = made.limited.map(|tenant| (tenant, 1)).into_iter().collect();
-    quota::admit(&mut tx, &limited).await?;
+    let made = admitted(&mut tx, &[(*job, new, submitted(new))]).await?;
     tx.commit().await?;
-    Ok(made.time)
+    let made = made.first().ok_or_else(|| DbError::Data("a job that was not stored, nor refused".to_owned()));
+    Ok(made?.time)
 }
 
 fn submitted(new: &NewJob) -> String {
@@ -155,7 +149,7 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn push(&mut self, job: JobId, new: &'a NewJob, after: &[JobId], message: String) -> Result<(), DbError> {
+    fn push(&mut self, job: JobId, new: &'a NewJob, after: &[JobId], message: &str) -> Result<(), DbError> {
         let workers = new.spec.workers.unwrap_or_default();
         let queue = new.spec.queue.clone().unwrap_or_default();
         let not_before = time(&queue.not_before)?;
@@ -172,7 +166,7 @@ impl<'a> Columns<'a> {
         self.selector.push(Json(queue.selector));
         self.retries.push(convert::to_i32(queue.retries));
         self.tenant.push(&new.spec.tenant);
-        self.message.push(text(&message, events::MAX_MESSAGE));
+        self.message.push(text(message, events::MAX_MESSAGE));
         Ok(())
     }
 }
