@@ -29,6 +29,11 @@ pub fn to_u32(n: i32) -> u32 {
     u32::try_from(n).unwrap_or(0)
 }
 
+/// A time of the API; `None`: it is none.
+pub fn time(time: &pbjson_types::Timestamp) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
+}
+
 /// A time as the API writes it.
 pub fn timestamp(time: DateTime<Utc>) -> pbjson_types::Timestamp {
     let nanos = i32::try_from(time.timestamp_subsec_nanos()).unwrap_or(0);

@@ -72,9 +72,7 @@ fn hours(
 ) -> Result<(DateTime<Utc>, DateTime<Utc>), ApiError> {
     let hour = TimeDelta::hours(1);
     let read = |field: &str, time: &Timestamp| {
-        let time =
-            u32::try_from(time.nanos).ok().and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos));
-        let floor = time.and_then(|time| time.duration_trunc(hour).ok());
+        let floor = convert::time(time).and_then(|time| time.duration_trunc(hour).ok());
         floor.ok_or_else(|| ApiError::field(field, "is no time"))
     };
     let last = match end {

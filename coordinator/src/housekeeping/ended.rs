@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::{Postgres, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
 use super::{Desk, Retention, repeat};
@@ -67,43 +68,34 @@ async fn jobs_before(desk: Desk<'_>, seconds: f64) -> Result<u64, DbError> {
 
 /// Deletes some sweeps that ended at least `keep` ago and have no children any more.
 pub(super) async fn sweeps(desk: Desk<'_>, keep: Duration) -> Result<u64, DbError> {
-    let Some(mut tx) = desk.begin().await? else { return Ok(0) };
-    let done = sqlx::query!(
+    let old = sqlx::query!(
         "delete from sweeps where sweep_id = any(array(
            select sweep_id from sweeps s where s.end_time <= now() - make_interval(secs => $1)
              and 0 = (select count(*) from jobs j where j.sweep_id = s.sweep_id)
            order by s.end_time limit $2))",
         keep.as_secs_f64(),
         ROWS,
-    )
-    .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    Ok(done.rows_affected())
+    );
+    delete(desk, old).await
 }
 
 /// Deletes some workers that have been gone for `keep` and hold nothing.
 pub(super) async fn workers(desk: Desk<'_>, keep: Duration) -> Result<u64, DbError> {
-    let Some(mut tx) = desk.begin().await? else { return Ok(0) };
-    let done = sqlx::query!(
+    let old = sqlx::query!(
         "delete from workers where worker_id = any(array(
            select worker_id from workers w where w.state = 'GONE' and w.gone_time <= now() - make_interval(secs => $1)
              and not exists (select 1 from places p where p.worker_id = w.worker_id and p.live)
            order by w.gone_time limit $2))",
         keep.as_secs_f64(),
         ROWS,
-    )
-    .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    Ok(done.rows_affected())
+    );
+    delete(desk, old).await
 }
 
 /// Deletes some expired checkpoints of jobs that have many: their files are long gone, and the newest of those that stay
 /// are what could be mistaken for whole ones.
 pub(super) async fn checkpoints(desk: Desk<'_>) -> Result<u64, DbError> {
-    let Some(mut tx) = desk.begin().await? else { return Ok(0) };
-    let done = sqlx::query!(
+    let old = sqlx::query!(
         "delete from checkpoints c using (
            select job_id, name from (
              select job_id, name, row_number() over (partition by job_id order by step desc) as age
@@ -112,9 +104,14 @@ pub(super) async fn checkpoints(desk: Desk<'_>) -> Result<u64, DbError> {
          where c.job_id = old.job_id and c.name = old.name and c.expired",
         EXPIRED,
         ROWS,
-    )
-    .execute(&mut *tx)
-    .await?;
+    );
+    delete(desk, old).await
+}
+
+/// Deletes what a statement deletes, in a transaction of its own; how many rows.
+async fn delete(desk: Desk<'_>, old: Query<'_, Postgres, PgArguments>) -> Result<u64, DbError> {
+    let Some(mut tx) = desk.begin().await? else { return Ok(0) };
+    let done = old.execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(done.rows_affected())
 }

@@ -80,7 +80,7 @@ pub async fn start_all(
     let started = |row: (Uuid, i32, f64)| Started {
         job: JobId(row.0),
         attempt: convert::to_u32(row.1),
-        waited: Duration::try_from_secs_f64(row.2).unwrap_or_default(),
+        waited: convert::seconds(row.2),
     };
     Ok(rows.into_iter().map(|row| started((row.job_id, row.attempt, row.waited))).collect())
 }

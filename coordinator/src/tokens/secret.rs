@@ -1,16 +1,15 @@
 //! The secrets of tokens: made at random, shown once, compared by their digests.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
+use lorafleet_store::Digest;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 /// What every secret begins with, so that it is known for one wherever it is found.
 const PREFIX: &str = "lft_";
-/// Digits after the prefix: 256 bits.
-const DIGITS: usize = 64;
 
-/// A token's secret. Shown by [`Secret::reveal`] only.
+/// A token's secret: the prefix, and 256 bits in hex digits. Shown by [`Secret::reveal`] only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -21,24 +20,14 @@ pub struct SecretDigest(pub [u8; 32]);
 impl Secret {
     /// A new secret of 256 random bits: three random UUIDs have 366 of the system's generator.
     pub fn random() -> Self {
-        let mut hasher = Sha256::new();
-        for _ in 0..3 {
-            hasher.update(Uuid::new_v4().as_bytes());
-        }
-        let mut secret = String::with_capacity(PREFIX.len() + DIGITS);
-        secret.push_str(PREFIX);
-        for byte in hasher.finalize() {
-            // Writing into a string does not fail.
-            let _ = write!(secret, "{byte:02x}");
-        }
-        Self(secret)
+        let random = [(); 3].map(|()| Uuid::new_v4().into_bytes());
+        Self(format!("{PREFIX}{}", Digest::of(random.as_flattened())))
     }
 
     /// Reads what a caller shows; `None` when it has not the form of a secret.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix(PREFIX)?;
-        let good = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        (digits.len() == DIGITS && digits.bytes().all(good)).then(|| Self(text.to_owned()))
+        let digits: Result<Digest, _> = text.strip_prefix(PREFIX)?.parse();
+        digits.is_ok().then(|| Self(text.to_owned()))
     }
 
     /// The secret itself, for the one who may have it.

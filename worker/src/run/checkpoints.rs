@@ -238,7 +238,7 @@ impl<'a> Checkpoints<'a> {
         let draft = Draft { step, fence, is_final, ..self.draft.clone() };
         let mut more = self.more.clone();
         if let Held::State(_) = held {
-            more.extend(unreported::file(self.run.reporter.unacknowledged(), &draft.fence));
+            more.extend(unreported::file(self.run.reporter.unacknowledged()));
         }
         Work { store: self.run.store.clone(), draft, held, more }
     }

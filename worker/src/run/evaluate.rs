@@ -30,6 +30,13 @@ impl Evaluation {
         found.unwrap_or(f64::NAN)
     }
 
+    /// As the point of step 0, taken under `fence`.
+    pub fn point(&self, fence: pb::Fence) -> pb::MetricPoint {
+        let pb::Fence { attempt, generation, .. } = fence;
+        let (eval_loss, eval_scores) = (self.sums.mean_loss(), self.scores.clone());
+        pb::MetricPoint { eval_loss, eval_scores, attempt, generation, ..Default::default() }
+    }
+
     /// In words.
     pub fn describe(&self, loss: f64) -> String {
         let of = if self.scores.is_empty() { "tokens" } else { "examples" };
@@ -137,11 +144,7 @@ impl Training<'_, '_> {
     /// Reports the evaluation before the first step, as the point of step 0.
     pub fn report_evaluation_before(&self, evaluation: &Evaluation) {
         self.report_evaluation(0, evaluation);
-        let (fence, eval_loss) = (self.member.run.fence(), evaluation.sums.mean_loss());
-        let pb::Fence { attempt, generation, .. } = fence;
-        let eval_scores = evaluation.scores.clone();
-        let point = pb::MetricPoint { eval_loss, eval_scores, attempt, generation, ..Default::default() };
-        self.member.run.reporter.point(point);
+        self.member.run.reporter.point(evaluation.point(self.member.run.fence()));
     }
 }
 

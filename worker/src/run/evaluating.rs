@@ -98,15 +98,7 @@ impl<'a> Evaluating<'a> {
             }
         };
         self.run.reporter.event("evaluated/0", "evaluated", &message);
-        let pb::Fence { attempt, generation, .. } = self.run.fence();
-        let point = pb::MetricPoint {
-            eval_loss: loss,
-            eval_scores: evaluation.scores.clone(),
-            attempt,
-            generation,
-            ..Default::default()
-        };
-        self.run.reporter.point(point);
+        self.run.reporter.point(evaluation.point(self.run.fence()));
         let result = pb::JobResult {
             adapter_sha256: self.found.weights_sha256()?.to_string(),
             eval_loss_after: loss,

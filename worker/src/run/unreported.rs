@@ -21,13 +21,10 @@ struct Unreported {
 }
 
 /// The file, if there is anything to keep; points keep the attempt and generation that made them.
-pub(super) fn file(backlog: Backlog, fence: &pb::Fence) -> Option<(FileName, Bytes)> {
-    let Backlog { mut points, events } = backlog;
+pub(super) fn file(backlog: Backlog) -> Option<(FileName, Bytes)> {
+    let Backlog { points, events } = backlog;
     if points.is_empty() && events.is_empty() {
         return None;
-    }
-    for point in points.iter_mut().filter(|point| point.attempt == 0) {
-        (point.attempt, point.generation) = (fence.attempt, fence.generation);
     }
     let name = FILE.parse().expect("a plain name");
     Some((name, Unreported { points, events }.encode_to_vec().into()))
@@ -61,14 +58,13 @@ mod tests {
 
     #[test]
     fn what_was_kept_is_read_back_and_its_keys_are_the_old_attempts() {
-        let points = vec![pb::MetricPoint { step: 24, loss: 3.5, ..Default::default() }];
+        let points =
+            vec![pb::MetricPoint { step: 24, loss: 3.5, attempt: 2, generation: 3, ..Default::default() }];
         let event =
             |key: &str| pb::ReportEvent { key: key.into(), kind: "evaluated".into(), ..Default::default() };
         let kept =
             Backlog { points: points.clone(), events: vec![event("evaluated/20"), event("1/evaluated/10")] };
-        let (name, bytes) = file(kept, &id().fence()).unwrap();
-        let points =
-            points.into_iter().map(|point| pb::MetricPoint { attempt: 2, generation: 3, ..point }).collect();
+        let (name, bytes) = file(kept).unwrap();
         let files = [(name.to_string(), bytes.to_vec())].into();
         let read = read(&id(), &files).unwrap();
         assert_eq!(read, Backlog { points, events: vec![event("2/evaluated/20"), event("1/evaluated/10")] });
@@ -76,7 +72,7 @@ mod tests {
 
     #[test]
     fn nothing_to_keep_is_no_file_and_no_file_is_nothing() {
-        assert_eq!(file(Backlog::default(), &id().fence()), None);
+        assert_eq!(file(Backlog::default()), None);
         assert_eq!(read(&id(), &CheckpointFiles::new()).unwrap(), Backlog::default());
         assert!(read(&id(), &[(FILE.to_owned(), vec![255; 9])].into()).is_err());
     }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::super::error::ApiError;
 use crate::{
+    convert,
     tenants::{Quotas, Settings},
     tokens::TokenId,
 };
@@ -146,8 +147,7 @@ pub(super) fn expire_time(
     time: Option<&pbjson_types::Timestamp>,
 ) -> Result<Option<DateTime<Utc>>, ApiError> {
     let Some(time) = time else { return Ok(None) };
-    let read = u32::try_from(time.nanos).ok().and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos));
-    match read {
+    match convert::time(time) {
         Some(time) if time > Utc::now() => Ok(Some(time)),
         _ => Err(ApiError::field(field, "must be still to come")),
     }
