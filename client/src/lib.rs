@@ -24,6 +24,7 @@ mod remote_base;
 mod retry;
 mod sweeps;
 mod tenants;
+mod time;
 mod usage;
 mod watch;
 
@@ -38,5 +39,6 @@ pub use lorafleet_proto::v1 as pb;
 pub use lorafleet_spec::FieldError;
 pub use names::{checkpoint_name, job_name, short_id, sweep_name, tenant_name, token_name};
 pub use sweeps::{SweepFile, is_over};
+pub use time::timestamp;
 pub use usage::UsageQuery;
 pub use watch::{Update, Watch, is_terminal};

@@ -6,6 +6,7 @@ use crate::{
     client::{Client, PAGE, pages},
     error::ClientError,
     pb::{self, usage_client::UsageClient},
+    time::timestamp,
 };
 
 /// What of the usage is asked for.
@@ -28,9 +29,7 @@ impl Client {
     /// `NotFound` when there is no such tenant; `Invalid` when the window is longer than 366 days.
     pub async fn get_usage(&self, query: &UsageQuery) -> Result<Vec<pb::UsageEntry>, ClientError> {
         let start = SystemTime::now().checked_sub(query.since).unwrap_or(SystemTime::UNIX_EPOCH);
-        let start = start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let start_time =
-            pbjson_types::Timestamp { seconds: i64::try_from(start.as_secs()).unwrap_or(i64::MAX), nanos: 0 };
+        let start_time = timestamp(start);
         pages(query.limit, |page_token| {
             let request = pb::GetUsageRequest {
                 tenant: query.tenant.clone(),

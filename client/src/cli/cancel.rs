@@ -16,10 +16,5 @@ pub struct Args {
 
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let job = fleet.connect().await?.cancel_job(&job_name(&args.job)?).await?;
-    if args.json {
-        output::json(&job)?;
-    } else {
-        output::line(&format!("{} is {}", job.name, state_name(job.state())))?;
-    }
-    Ok(Exit::Done)
+    output::answer(args.json, &job, || format!("{} is {}", job.name, state_name(job.state())))
 }

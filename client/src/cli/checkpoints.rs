@@ -17,16 +17,9 @@ pub struct Args {
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let name = job_name(&args.job)?;
     let checkpoints = fleet.connect().await?.list_checkpoints(&name).await?;
-    if args.json {
-        output::json(&pb::ListCheckpointsResponse { checkpoints, ..Default::default() })?;
-        return Ok(Exit::Done);
-    }
-    if checkpoints.is_empty() {
-        eprintln!("{name} has no checkpoint yet");
-        return Ok(Exit::Done);
-    }
+    let answer = pb::ListCheckpointsResponse { checkpoints, ..Default::default() };
     let mut table = Table::new(&["CHECKPOINT", ">STEP", ">SIZE", ">AGE", "", "WEIGHTS SHA256"]);
-    for checkpoint in &checkpoints {
+    for checkpoint in &answer.checkpoints {
         let weights = |file: &&pb::CheckpointFile| {
             matches!(file.name.as_str(), "adapter_model.safetensors" | "model.safetensors")
         };
@@ -45,6 +38,5 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
             weights.map_or(String::new(), |file| file.sha256.clone()),
         ]);
     }
-    output::line(&table.to_string())?;
-    Ok(Exit::Done)
+    output::list(args.json, &answer, &format!("{name} has no checkpoint yet"), &table)
 }

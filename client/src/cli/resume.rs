@@ -3,7 +3,7 @@
 use lorafleet::job_name;
 
 use super::{Exit, Fleet, output};
-use crate::show::state_name;
+use crate::show::state_line;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -16,12 +16,5 @@ pub struct Args {
 
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let job = fleet.connect().await?.resume_job(&job_name(&args.job)?).await?;
-    if args.json {
-        output::json(&job)?;
-    } else {
-        let said =
-            if job.state_message.is_empty() { String::new() } else { format!(": {}", job.state_message) };
-        output::line(&format!("{} is {}{said}", job.name, state_name(job.state())))?;
-    }
-    Ok(Exit::Done)
+    output::answer(args.json, &job, || state_line(&job))
 }

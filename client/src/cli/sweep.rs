@@ -59,16 +59,9 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
 
 async fn list(args: ListArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
     let sweeps = fleet.connect().await?.list_sweeps(args.limit).await?;
-    if args.json {
-        output::json(&lorafleet::pb::ListSweepsResponse { sweeps, ..Default::default() })?;
-        return Ok(Exit::Done);
-    }
-    if sweeps.is_empty() {
-        eprintln!("no sweeps; start one with `lorafleet sweep submit FILE`");
-        return Ok(Exit::Done);
-    }
+    let answer = lorafleet::pb::ListSweepsResponse { sweeps, ..Default::default() };
     let mut table = Table::new(&["SWEEP", "NAME", "STATE", ">JOBS", ">ENDED", ">BEST EVAL", ">AGE"]);
-    for sweep in &sweeps {
+    for sweep in &answer.sweeps {
         let ended = sweep.succeeded + sweep.failed + sweep.cancelled;
         let best = sweep.best.as_ref().and_then(|best| best.evaluations.last());
         table.row(vec![
@@ -81,16 +74,10 @@ async fn list(args: ListArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
             age(sweep.create_time.as_ref()),
         ]);
     }
-    output::line(&table.to_string())?;
-    Ok(Exit::Done)
+    output::list(args.json, &answer, "no sweeps; start one with `lorafleet sweep submit FILE`", &table)
 }
 
 async fn cancel(args: CancelArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
     let sweep = fleet.connect().await?.cancel_sweep(&sweep_name(&args.sweep)?).await?;
-    if args.json {
-        output::json(&sweep)?;
-    } else {
-        output::line(&format!("{} is {}", sweep.name, sweep_state_name(sweep.state())))?;
-    }
-    Ok(Exit::Done)
+    output::answer(args.json, &sweep, || format!("{} is {}", sweep.name, sweep_state_name(sweep.state())))
 }

@@ -99,12 +99,7 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
             let name = tenant_name(&args.tenant)?;
             fleet.connect().await?.delete_tenant(&name).await?;
             let gone = pb::Tenant { name, ..Default::default() };
-            if args.json {
-                output::json(&gone)?
-            } else {
-                output::line(&format!("{} is deleted", gone.name))?
-            }
-            Ok(Exit::Done)
+            output::answer(args.json, &gone, || format!("{} is deleted", gone.name))
         }
     }
 }
@@ -133,13 +128,14 @@ async fn list(args: &ListArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
 }
 
 fn show(tenant: &pb::Tenant, json: bool) -> anyhow::Result<Exit> {
-    if json {
-        output::json(tenant)?;
-        return Ok(Exit::Done);
-    }
+    output::answer(json, tenant, || card(tenant))
+}
+
+/// A tenant's weight and quotas, one a line.
+fn card(tenant: &pb::Tenant) -> String {
     let none = || "no limit".to_owned();
     let count = |n: Option<u32>| n.map_or_else(none, |n| number(n.into()));
-    output::line(&format!(
+    format!(
         "{}\n  weight        {}\n  workers       {}\n  queued jobs   {}\n  worker time   {}\n  stored        {}",
         tenant.name,
         tenant.weight,
@@ -147,8 +143,7 @@ fn show(tenant: &pb::Tenant, json: bool) -> anyhow::Result<Exit> {
         count(tenant.max_queued),
         worker_time(tenant).unwrap_or_else(none),
         tenant.max_stored_bytes.map_or_else(none, bytes),
-    ))?;
-    Ok(Exit::Done)
+    )
 }
 
 /// `100 h in 7d 00h`.

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use lorafleet::{pb, tenant_name, token_name};
+use lorafleet::{pb, tenant_name, timestamp, token_name};
 use pbjson_types::Timestamp;
 
 use super::{Exit, Fleet, output};
@@ -120,16 +120,9 @@ async fn create(args: CreateArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
 async fn list(args: ListArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
     let parent = args.tenant.as_deref().map_or(Ok("tenants/-".to_owned()), tenant_name)?;
     let tokens = fleet.connect().await?.list_tokens(&parent).await?;
-    if args.json {
-        output::json(&pb::ListTokensResponse { tokens, ..Default::default() })?;
-        return Ok(Exit::Done);
-    }
-    if tokens.is_empty() {
-        eprintln!("no tokens; make one with `lorafleet token create TENANT --role ROLE`");
-        return Ok(Exit::Done);
-    }
+    let answer = pb::ListTokensResponse { tokens, ..Default::default() };
     let mut table = Table::new(&["TOKEN", "ROLE", "VALID", ">AGE", "DESCRIPTION"]);
-    for token in &tokens {
+    for token in &answer.tokens {
         table.row(vec![
             short(&token.name),
             role(token).to_owned(),
@@ -138,18 +131,13 @@ async fn list(args: ListArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
             token.description.clone(),
         ]);
     }
-    output::line(&table.to_string())?;
-    Ok(Exit::Done)
+    let nothing = "no tokens; make one with `lorafleet token create TENANT --role ROLE`";
+    output::list(args.json, &answer, nothing, &table)
 }
 
 async fn revoke(args: RevokeArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
     let token = fleet.connect().await?.revoke_token(&token_name(&args.token)?).await?;
-    if args.json {
-        output::json(&token)?;
-    } else {
-        output::line(&format!("{} is revoked", short(&token.name)))?;
-    }
-    Ok(Exit::Done)
+    output::answer(args.json, &token, || format!("{} is revoked", short(&token.name)))
 }
 
 /// `team-a/0199…`, of `tenants/team-a/tokens/0199…`.
@@ -168,7 +156,7 @@ fn role(token: &pb::Token) -> &'static str {
 }
 
 fn validity(token: &pb::Token) -> String {
-    let now = since_epoch(SystemTime::now());
+    let now = timestamp(SystemTime::now()).seconds;
     match (&token.revoke_time, &token.expire_time) {
         (Some(_), _) => "revoked".to_owned(),
         (None, Some(end)) if end.seconds <= now => "expired".to_owned(),
@@ -179,12 +167,7 @@ fn validity(token: &pb::Token) -> String {
 
 fn from_now(time: Duration) -> anyhow::Result<Timestamp> {
     let end = SystemTime::now().checked_add(time).context("--expires-in is too long")?;
-    Ok(Timestamp { seconds: since_epoch(end), nanos: 0 })
-}
-
-fn since_epoch(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    Ok(timestamp(end))
 }
 
 #[cfg(test)]

@@ -54,16 +54,9 @@ pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
         limit: if args.by == By::Job { args.limit } else { usize::MAX },
     };
     let entries = fleet.connect().await?.get_usage(&query).await?;
-    if args.json {
-        output::json(&pb::GetUsageResponse { entries, ..Default::default() })?;
-        return Ok(Exit::Done);
-    }
-    if entries.is_empty() {
-        eprintln!("nothing was used in this time; --since looks further back");
-        return Ok(Exit::Done);
-    }
-    output::line(&usage_table(&entries, query.group_by).to_string())?;
-    Ok(Exit::Done)
+    let table = usage_table(&entries, query.group_by);
+    let answer = pb::GetUsageResponse { entries, ..Default::default() };
+    output::list(args.json, &answer, "nothing was used in this time; --since looks further back", &table)
 }
 
 /// A whole number with a unit.

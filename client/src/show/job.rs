@@ -7,6 +7,19 @@ use super::{
     text::{between, clock, date},
 };
 
+/// `jobs/… is paused: paused by its user`.
+pub fn state_line(job: &pb::Job) -> String {
+    format!("{} is {}", job.name, state_text(job))
+}
+
+/// A job's state, and why it is in it where that is known.
+fn state_text(job: &pb::Job) -> String {
+    match job.state_message.as_str() {
+        "" => state_name(job.state()).to_owned(),
+        why => format!("{}: {why}", state_name(job.state())),
+    }
+}
+
 /// What people call a state.
 pub fn state_name(state: pb::JobState) -> &'static str {
     match state {
@@ -69,10 +82,7 @@ pub fn describe_job(job: &pb::Job, attempts: &[pb::Attempt]) -> String {
     }
     let action = spec.action();
     let trains = !matches!(action, pb::Action::Evaluate | pb::Action::Merge);
-    let state = match job.state_message.as_str() {
-        "" => state_name(job.state()).to_owned(),
-        why => format!("{}: {why}", state_name(job.state())),
-    };
+    let state = state_text(job);
     facts.push(("state", state));
     facts.push(("step", if trains { step(job) } else { String::new() }));
     if let Some(point) = job.latest.as_ref().filter(|point| point.step > 0) {

@@ -8,7 +8,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use lorafleet::pb;
 
-use super::{duration, event_line, number, score_name, state_name};
+use super::{duration, event_line, number, score_name, state_line};
 
 /// Plain progress lines come no more often than this.
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -47,11 +47,7 @@ impl Progress {
             }
         }
         if job.state() == pb::JobState::Queued {
-            let waiting = match job.state_message.as_str() {
-                "" => format!("{} is queued", job.name),
-                why => format!("{} is {}: {why}", job.name, state_name(job.state())),
-            };
-            self.wait(waiting);
+            self.wait(state_line(job));
         } else if job.state() == pb::JobState::Running && job.step == 0 {
             self.wait(format!("{} loads base and data, and evaluates", job.name));
         } else {

@@ -16,6 +16,11 @@ impl Table {
         Self { rows: vec![header], right: titles.iter().map(|title| title.starts_with('>')).collect() }
     }
 
+    /// Whether it has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.len() == 1
+    }
+
     /// Adds a row, one cell for each column.
     pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
@@ -56,6 +61,7 @@ mod tests {
         let mut table = Table::new(&["JOB", ">STEP", "STATE"]);
         table.row(vec!["a".into(), "7".into(), "running".into()]);
         table.row(vec!["bcdé".into(), "1,000".into(), String::new()]);
+        assert!(!table.is_empty() && Table::new(&["JOB"]).is_empty());
         assert_eq!(table.to_string(), "JOB    STEP  STATE\na         7  running\nbcdé  1,000");
     }
 }
