@@ -6,6 +6,7 @@ pub mod fleet;
 pub mod http;
 pub mod job_file;
 pub mod process;
+pub mod quantile;
 pub mod queue;
 pub mod s3;
 pub mod scheduler;

@@ -8,11 +8,12 @@ use serde_json::{Map, Value, json};
 
 use super::{
     history,
-    idle::{self, assignments, quantile},
+    idle::{self, assignments},
     peers, restart, rig,
     rig::Rig,
     throughput::{self, Rates},
 };
+use crate::quantile::quantile;
 
 /// How much is measured, and beside whom.
 #[derive(Clone, Debug)]

@@ -4,10 +4,8 @@ use anyhow::Result;
 use lorafleet_postgres::Postgres;
 use sqlx::Executor as _;
 
-use super::{
-    idle::{assignments, quantile},
-    rig::Rig,
-};
+use super::{idle::assignments, rig::Rig};
+use crate::quantile::quantile;
 
 /// Rows made by one statement.
 const CHUNK: u64 = 250_000;

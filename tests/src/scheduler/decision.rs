@@ -6,6 +6,7 @@ use lorafleet_coordinator::scheduler::{Decision, Queue, Times, schedule};
 use serde_json::{Map, Value, json};
 
 use super::scene::{Case, Scene};
+use crate::quantile::quantile;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -49,10 +50,10 @@ fn one(case: Case, plan: Plan, times: Times) -> Value {
     built.sort_unstable_by(f64::total_cmp);
     let mean = |sum: usize| sum as f64 / plan.decisions as f64;
     json!({
-        "median_ms": median(&decided),
+        "median_ms": quantile(&decided, 0.5),
         "worst_ms": decided.last(),
         "cpu_ms": cpu / plan.decisions as f64,
-        "queue_ms": median(&built),
+        "queue_ms": quantile(&built, 0.5),
         "starts": mean(sums[0]),
         "shrinks": mean(sums[1]),
         "preemptions": mean(sums[2]),
@@ -65,10 +66,6 @@ fn one(case: Case, plan: Plan, times: Times) -> Value {
 fn cpu_ms() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     Some(text.split_whitespace().next()?.parse::<f64>().ok()? / 1e6)
-}
-
-fn median(sorted: &[f64]) -> Option<f64> {
-    sorted.get(sorted.len() / 2).copied()
 }
 
 /// Starts, shrinks, preemptions, growths.
