@@ -220,9 +220,16 @@ pub async fn free(pool: &PgPool) -> Result<Vec<FreeWorker>, DbError> {
         worker: WorkerId(row.worker_id),
         kind: row.kind,
         labels: row.labels.0,
-        free: (0..row.slots).filter(|slot| !row.taken.contains(slot)).map(convert::to_u32).collect(),
+        free: free_slots(row.slots, &row.taken),
     });
     Ok(workers.collect())
+}
+
+/// The slots of a worker that can take a place. What was reclaimed after a failover may lie beyond its slots, beside a
+/// place that was given since: the worker runs one after the other, and gets no third meanwhile.
+fn free_slots(slots: i32, taken: &[i32]) -> Vec<u32> {
+    let left = usize::try_from(slots).unwrap_or(0).saturating_sub(taken.len());
+    (0..slots).filter(|slot| !taken.contains(slot)).map(convert::to_u32).take(left).collect()
 }
 
 /// A worker's row, for the API.
@@ -285,5 +292,18 @@ impl ListedWorker {
             labels: self.labels.0,
         };
         WorkerRow { gone: self.gone, number: self.number, message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_holds_more_than_its_slots_has_none_free() {
+        assert_eq!(free_slots(2, &[]), [0, 1]);
+        assert_eq!(free_slots(2, &[1]), [0]);
+        assert_eq!(free_slots(1, &[1]), [0; 0], "what was reclaimed lies beyond its one slot");
+        assert_eq!(free_slots(3, &[0, 5]), [1]);
     }
 }

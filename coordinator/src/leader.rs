@@ -28,7 +28,7 @@ use crate::{
     ids::{Fence, JobId, PlaceNo, RunId, TenantId, WorkerId},
     leadership::{Candidate, Leadership},
     metrics,
-    queue::{self, GangEntry},
+    queue::{self, GangEntry, Window},
     scheduler::{self, Decision, Standing, Times},
     silence::{self, Patience, Silence},
     stillness::Stillness,
@@ -85,6 +85,8 @@ struct Memory {
     budgets_checked: Option<Instant>,
     /// Tenants none of whose jobs is to start now.
     over_budget: Vec<TenantId>,
+    /// Selectors of the queue that no worker matches.
+    unmatched: Vec<serde_json::Value>,
     shares_checked: Option<Instant>,
     /// What tenants may use, and used.
     tenants: Vec<scheduler::Tenant>,
@@ -107,6 +109,7 @@ impl Memory {
             sweeps_checked: None,
             budgets_checked: None,
             over_budget: Vec::new(),
+            unmatched: Vec::new(),
             shares_checked: None,
             tenants: Vec::new(),
             explained: None,
@@ -241,8 +244,10 @@ impl Leader {
         let started = Instant::now();
         let fleet = self.memory.sight.fleet(now, &fleet::free(&self.pool).await?);
         let workers = u32::try_from(fleet.len()).unwrap_or(u32::MAX);
-        let (tenants, over_budget) = (self.memory.tenants.len(), &self.memory.over_budget);
-        let entries = queue::queued(&self.pool, workers, tenants, over_budget).await?;
+        let (tenants, over_budget) = (self.memory.tenants.len(), self.memory.over_budget.as_slice());
+        let window = Window { workers, unmatched: &self.memory.unmatched, tenants, over_budget };
+        let entries = queue::queued(&self.pool, window).await?;
+        self.memory.unmatched = self.memory.sight.unmatched(&entries, &fleet);
         let queued = self.memory.sight.queue(now, &entries);
         let gangs = queue::gangs(&self.pool).await?;
         let ended = queue::troubled_places(&self.pool).await?;

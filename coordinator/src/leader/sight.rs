@@ -7,17 +7,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
+
 use super::names::Names;
 use crate::{
     bars::{Bars, Ended},
     fleet::FreeWorker,
     ids::{JobId, WorkerId},
     queue::{GangEntry, QueueEntry, SeatEntry},
-    scheduler::{DEVICE, Gang, Queued, Seat, Standing, Worker},
+    scheduler::{DEVICE, Gang, Labels, Queued, Seat, Standing, Worker},
 };
 
 /// Bases that a worker is taken to hold still: those of the jobs that it worked for last.
 const BASES: usize = 4;
+/// Selectors that no worker matches, remembered at most.
+const UNMATCHED: usize = 100;
 
 /// Since when this leader has known what it sees.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ pub struct Sight {
     joined: HashMap<(JobId, u32), HashMap<u32, Option<Instant>>>,
     bars: Bars,
     names: Names,
+    /// As the names have them, and as rows do.
+    unmatched: HashMap<Arc<Labels>, Value>,
     /// By worker: the newest last.
     bases: HashMap<WorkerId, Vec<Arc<str>>>,
     /// By running job: how long it said that it still trains, and when.
@@ -55,7 +61,7 @@ impl Sight {
             kind: entry.kinds.split(", ").next().and_then(|kind| self.names.text(kind)),
             selector: self.names.labels(&entry.selector),
             base: self.names.text(&entry.base),
-            run_estimate: entry.run_limit,
+            run_estimate: entry.run_estimate,
         };
         entries.iter().map(&mut queued).collect()
     }
@@ -81,6 +87,21 @@ impl Sight {
             },
         };
         workers.iter().map(&mut seen).collect()
+    }
+
+    /// Selectors of the queue that no worker of the fleet matches, of those in the last looks.
+    pub fn unmatched(&mut self, queue: &[QueueEntry], fleet: &[Worker]) -> Vec<Value> {
+        if self.unmatched.len() > UNMATCHED {
+            self.unmatched.clear();
+        }
+        let mut last = None;
+        for selector in queue.iter().map(|entry| &entry.selector).filter(|selector| !selector.is_empty()) {
+            if last.replace(selector) != Some(selector) {
+                self.unmatched.insert(self.names.labels(selector), serde_json::json!(selector));
+            }
+        }
+        self.unmatched.retain(|selector, _| !fleet.iter().any(|worker| worker.labels.match_all(selector)));
+        self.unmatched.values().cloned().collect()
     }
 
     /// The jobs that hold places.
@@ -157,6 +178,22 @@ mod tests {
 
     fn free_worker(worker: WorkerId, free: &[u32]) -> FreeWorker {
         FreeWorker { worker, kind: "k".into(), labels: BTreeMap::new(), free: free.to_vec() }
+    }
+
+    fn queued_in(zone: &str) -> QueueEntry {
+        QueueEntry {
+            job: JobId::new(),
+            tenant: TenantId::DEFAULT,
+            priority: 3,
+            min: 1,
+            max: 2,
+            kinds: "a, b".into(),
+            selector: BTreeMap::from([("zone".into(), zone.into())]),
+            base: String::new(),
+            age: Duration::ZERO,
+            run_estimate: None,
+            message: String::new(),
+        }
     }
 
     fn gang(job: JobId, seats: &[SeatEntry]) -> GangEntry {
@@ -238,22 +275,27 @@ mod tests {
     }
 
     #[test]
+    fn selectors_that_no_worker_matches_are_remembered_until_one_does() {
+        let (now, mut sight) = (Instant::now(), Sight::default());
+        let worker = |zone: &str| FreeWorker {
+            labels: BTreeMap::from([("zone".into(), zone.into())]),
+            ..free_worker(WorkerId::random(), &[0])
+        };
+        let mut unmatched = |queue: &[QueueEntry], workers: &[FreeWorker]| {
+            let fleet = sight.fleet(now, workers);
+            sight.unmatched(queue, &fleet)
+        };
+        let only_a = vec![serde_json::json!({"zone": "a"})];
+        assert_eq!(unmatched(&[queued_in("a"), queued_in("b")], &[worker("b")]), only_a);
+        assert_eq!(unmatched(&[], &[worker("b")]), only_a, "its jobs were passed over");
+        assert!(unmatched(&[], &[worker("b"), worker("a")]).is_empty());
+    }
+
+    #[test]
     fn a_job_that_left_the_queue_and_comes_back_waits_anew() {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
-        let entry = QueueEntry {
-            job: JobId::new(),
-            tenant: TenantId::DEFAULT,
-            priority: 3,
-            min: 1,
-            max: 2,
-            kinds: "a, b".into(),
-            selector: BTreeMap::new(),
-            base: String::new(),
-            age: Duration::ZERO,
-            run_limit: None,
-            message: String::new(),
-        };
+        let entry = queued_in("a");
         let mut sight = Sight::default();
         let mut waited =
             |s, entries: &[QueueEntry]| sight.queue(at(s), entries).first().map(|job| job.waited.as_secs());

@@ -61,7 +61,7 @@ pub async fn gangs(pool: &PgPool) -> Result<Vec<GangEntry>, DbError> {
     let rows = sqlx::query!(
         r#"select j.job_id, j.tenant_id, j.priority, j.workers_min, j.workers_max, p.attempt, a.phase, j.base as "base!",
                   j.selector as "selector: Json<BTreeMap<String, String>>",
-                  extract(epoch from now() - j.create_time)::float8 as "age!",
+                  extract(epoch from a.start_time - greatest(j.create_time, j.not_before))::float8 - j.run_seconds as "age!",
                   j.max_run_seconds - j.run_seconds - extract(epoch from now() - a.start_time)::float8 as "run_limit",
                   j.yielding is not null as "yielding!",
                   array_agg(distinct p.kind) as "kinds!", array_agg(p.place order by p.place) as "places!",

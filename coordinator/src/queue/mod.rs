@@ -35,7 +35,7 @@ pub use places::{
     Orphan, Place, PlaceEnd, Whereabouts, add_place, end_place, end_places, is_member, orphans, places,
     places_of, set_leaving, set_parted, set_ready, whereabouts,
 };
-pub use snapshot::{QueueEntry, Said, depth, explain, explain_tenant, queued};
+pub use snapshot::{QueueEntry, Said, Window, depth, explain, explain_tenant, queued};
 pub use starts::start_all;
 pub use successes::{Look, Success, succeed_all};
 

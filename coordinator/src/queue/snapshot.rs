@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use serde_json::Value;
 use sqlx::{PgPool, types::Json};
 use uuid::Uuid;
 
@@ -15,10 +16,13 @@ use crate::{
 const WINDOW: i64 = 1000;
 /// At least so many are looked at of each tenant.
 const OF_EACH: i64 = 50;
-/// Jobs too large for the fleet that get their reason told in one decision, of each tenant.
-const TOO_LARGE: i64 = 100;
-/// The oldest of all are looked at, whatever their priority: waiting raises them.
-const OLDEST: i64 = 100;
+/// Jobs that the fleet could not hold are passed over in search of others, up to this many times a tenant's part of the
+/// window.
+const PASSED: i64 = 4;
+/// Of a tenant's part of the window, the jobs of any kind at its head: those that the fleet could not hold are told so.
+const UNSIFTED: i64 = 4;
+/// Of a tenant's part of the window, its oldest jobs, whatever their priority: waiting raises them.
+const OLDEST: i64 = 10;
 
 /// A job that waits.
 #[derive(Clone, Debug)]
@@ -39,48 +43,65 @@ pub struct QueueEntry {
     pub selector: BTreeMap<String, String>,
     /// Its base, as its spec names it.
     pub base: String,
-    /// Time since its submission.
+    /// How long it has waited since its submission: its runs are left out, and what it asked to wait.
     pub age: Duration,
-    /// How long it may still run, where its spec says so.
-    pub run_limit: Option<Duration>,
+    /// How long it will still run, where that is known.
+    pub run_estimate: Option<Duration>,
     /// What it says now.
     pub message: String,
 }
 
-/// The head of each tenant's line, by priority and then age, oldest first: jobs that a fleet of `workers` could hold, and
-/// some that it could not; so that no tenant's jobs hide another's. Those of the tenants that are over their budgets are
-/// left out. `tenants`: about how many tenants there are.
-pub async fn queued(
-    pool: &PgPool,
-    workers: u32,
-    tenants: usize,
-    over_budget: &[TenantId],
-) -> Result<Vec<QueueEntry>, DbError> {
-    let over_budget: Vec<Uuid> = over_budget.iter().map(|tenant| tenant.0).collect();
-    let of_each = (WINDOW / i64::try_from(tenants.max(1)).unwrap_or(WINDOW)).max(OF_EACH);
+/// Which of the jobs that wait are looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'a> {
+    /// Workers of the fleet: larger jobs are passed over.
+    pub workers: u32,
+    /// Selectors that no worker matches: their jobs are passed over.
+    pub unmatched: &'a [Value],
+    /// About how many tenants there are.
+    pub tenants: usize,
+    /// Tenants over their budgets: their jobs are left out.
+    pub over_budget: &'a [TenantId],
+}
+
+/// The head of each tenant's line, by priority and then age, and its oldest jobs, so that no tenant's jobs hide another's;
+/// in order of submission. Of those that the fleet could not hold, only those at the head are there. However long the lines
+/// are, this reads no more than a few times as many rows as it returns.
+pub async fn queued(pool: &PgPool, window: Window<'_>) -> Result<Vec<QueueEntry>, DbError> {
+    let over_budget: Vec<Uuid> = window.over_budget.iter().map(|tenant| tenant.0).collect();
+    let of_each = (WINDOW / i64::try_from(window.tenants.max(1)).unwrap_or(WINDOW)).max(OF_EACH);
+    // A row is looked up with a limit, so that no planner reads all of jobs for it.
     let rows = sqlx::query!(
-        r#"with line as (
-             select head.job_id from tenants t cross join lateral (
-               (select job_id from jobs where tenant_id = t.tenant_id and state = 'QUEUED' and not held
-                  and workers_min <= $1 order by priority desc, number limit $2)
-               union all
-               (select job_id from jobs where tenant_id = t.tenant_id and state = 'QUEUED' and not held
-                  and workers_min > $1 order by priority desc, number limit $3)
-             ) head where t.tenant_id <> all($4)
-             union
-             (select job_id from jobs where state = 'QUEUED' and not held and tenant_id <> all($4)
-              order by number limit $5)
-           )
-           select j.job_id, j.tenant_id, j.priority, j.workers_min, j.workers_max, j.kinds, j.base as "base!",
+        r#"select j.job_id, j.tenant_id, j.priority, j.workers_min, j.workers_max, j.kinds, j.base as "base!",
                   j.selector as "selector: Json<BTreeMap<String, String>>", j.state_message,
-                  extract(epoch from now() - j.create_time)::float8 as "age!",
-                  j.max_run_seconds - j.run_seconds as "run_limit"
-           from jobs j where j.job_id = any(array(select job_id from line)) order by j.number"#,
-        convert::to_i32(workers),
-        of_each,
-        TOO_LARGE,
+                  extract(epoch from now() - greatest(j.create_time, j.not_before))::float8 - j.run_seconds as "age!",
+                  j.max_run_seconds - j.run_seconds as "run_limit", p.seconds_left as "left?"
+           from tenants t
+           cross join lateral (
+             (select q.job_id from jobs q where q.tenant_id = t.tenant_id and q.state = 'QUEUED' and not q.held
+              order by q.priority desc, q.number limit $4)
+             union
+             (select head.job_id from (
+                select q.job_id, q.workers_min, q.selector from jobs q
+                where q.tenant_id = t.tenant_id and q.state = 'QUEUED' and not q.held
+                order by q.priority desc, q.number limit $5
+              ) head where head.workers_min <= $1 and head.selector <> all($3) limit $6)
+             union
+             (select q.job_id from jobs q where q.tenant_id = t.tenant_id and q.state = 'QUEUED' and not q.held
+              order by q.number limit $7)
+           ) line
+           cross join lateral (select * from jobs k where k.job_id = line.job_id limit 1) j
+           left join lateral (
+             select m.seconds_left from metric_points m where m.job_id = j.job_id order by m.step desc limit 1
+           ) p on j.step > 0
+           where t.tenant_id <> all($2) order by j.number"#,
+        convert::to_i32(window.workers),
         &over_budget,
-        OLDEST,
+        window.unmatched,
+        of_each / UNSIFTED,
+        if window.workers == 0 { 0 } else { of_each * PASSED },
+        of_each,
+        of_each / OLDEST,
     )
     .fetch_all(pool)
     .await?;
@@ -94,10 +115,16 @@ pub async fn queued(
         selector: row.selector.0,
         base: row.base,
         age: convert::seconds(row.age),
-        run_limit: row.run_limit.map(convert::seconds),
+        run_estimate: run_estimate(row.left, row.run_limit),
         message: row.state_message,
     });
     Ok(entries.collect())
+}
+
+/// How long a job still runs: as its last point said, if any did, and no longer than it may.
+fn run_estimate(said: Option<f64>, limit: Option<f64>) -> Option<Duration> {
+    let said = said.filter(|seconds| *seconds > 0.0);
+    said.into_iter().chain(limit).map(convert::seconds).min()
 }
 
 /// What the scheduler says about a job that waits.
@@ -169,4 +196,19 @@ pub async fn depth(pool: &PgPool) -> Result<(u64, u64), DbError> {
     .fetch_one(pool)
     .await?;
     Ok((convert::to_u64(row.queued), convert::to_u64(row.running)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_runs_as_long_as_its_last_point_said_and_no_longer_than_it_may() {
+        let seconds = |s| Some(Duration::from_secs(s));
+        assert_eq!(run_estimate(None, None), None);
+        assert_eq!(run_estimate(Some(0.0), None), None, "nothing was measured yet");
+        assert_eq!(run_estimate(Some(30.0), Some(20.0)), seconds(20));
+        assert_eq!(run_estimate(None, Some(20.0)), seconds(20));
+        assert_eq!(run_estimate(Some(30.0), Some(-5.0)), seconds(0), "its time is over");
+    }
 }

@@ -68,8 +68,11 @@ impl fmt::Display for Reason {
             Self::TooSmall { needs, has, selector } if selector.is_empty() => {
                 write!(f, "needs {}, the fleet has {}", workers(*needs), number(*has))
             }
+            Self::TooSmall { needs, has: 0, selector } => {
+                write!(f, "needs {} with {selector}, the fleet has none", workers(*needs))
+            }
             Self::TooSmall { needs, has, selector } => {
-                write!(f, "needs {} with {selector}, the fleet has {}", workers(*needs), number(*has))
+                write!(f, "needs {} with {selector}, the fleet has {has}", workers(*needs))
             }
             Self::Quota { needs, runs, may } => {
                 write!(f, "needs {}, its tenant may run {may} and runs {runs}", workers(*needs))
@@ -172,7 +175,7 @@ mod tests {
         );
         assert_eq!(
             say(&Reason::TooSmall { needs: 1, has: 0, selector: zone_a }, 1, None),
-            "needs a worker with zone=a, the fleet has no workers; it is number 1 in the queue"
+            "needs a worker with zone=a, the fleet has none; it is number 1 in the queue"
         );
         assert_eq!(say(&Reason::Moment, 1, None), "starts in a moment");
         assert!(say(&Reason::Turn { earlier: 1 }, 1234, Some(7000)).ends_with(

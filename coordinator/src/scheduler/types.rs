@@ -20,7 +20,7 @@ pub struct Queued {
     pub max: usize,
     /// How long the scheduler has known it.
     pub waited: Duration,
-    /// Time since it was submitted, whatever became of it since: the older goes first.
+    /// How long it has waited since it was submitted, its runs left out: who waited longer goes first.
     pub age: Duration,
     /// The kind of worker that it ran on before, if any.
     pub kind: Option<Arc<str>>,
@@ -76,7 +76,7 @@ pub struct Gang {
     pub seats: Vec<Seat>,
     /// Workers that get no place in this attempt for now.
     pub barred: BTreeSet<WorkerId>,
-    /// Time since the job was submitted.
+    /// How long the job had waited when it started.
     pub age: Duration,
     /// How long it still runs, where that is known.
     pub left: Option<Duration>,

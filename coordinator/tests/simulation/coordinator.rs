@@ -271,7 +271,7 @@ impl World {
         let job = self.job_of(run);
         self.tell(process, Down::FinishedAck(run));
         if let Some(shown) = self.coordinator.streams.get_mut(&process) {
-            shown.running = None;
+            shown.running.take_if(|(own, ..)| *own == run);
         }
         let member = self.db.jobs[job].index(run.place).is_some();
         if self.db.jobs[job].held(process, run).is_none() {

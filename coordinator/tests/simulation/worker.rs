@@ -201,6 +201,7 @@ impl World {
                 self.note(|| format!("worker {name} stops {run}"));
                 self.finish(name, Ended::Stopped);
             }
+            Down::Stop(run) => self.decline(name, run),
             Down::ProgressAck { run, step } if own(self, run) => {
                 let Some(run) = self.run(name) else { return };
                 run.points.retain(|of, (_, at)| *of > step || now < *at);
@@ -229,15 +230,20 @@ impl World {
         }
         if !worker.taken.insert(run) || worker.draining {
             // It had this place before, or goes: whoever assigns it is told.
-            if !worker.ended.iter().any(|(end, _)| end.run == run) {
-                let end = End { run, fence: Fence::loading(run.attempt), points: Vec::new() };
-                worker.ended.push((end, Ended::Stopped));
-            }
+            self.decline(name, run);
             return;
         }
         worker.run = Some(Run::new(run, job));
         let (process, wait) = (worker.process, self.dice.between(200, 4_000));
         self.after(wait, Event::Loaded(process, run));
+    }
+
+    /// Answers for a run that is not held here, until it is acknowledged.
+    fn decline(&mut self, name: usize, run: RunId) {
+        let ended = &mut self.workers[name].ended;
+        if !ended.iter().any(|(end, _)| end.run == run) {
+            ended.push((End { run, fence: Fence::loading(run.attempt), points: Vec::new() }, Ended::Stopped));
+        }
     }
 
     /// Base and data are loaded.

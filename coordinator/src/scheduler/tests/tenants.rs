@@ -72,7 +72,7 @@ fn workers_have_the_labels_that_a_job_asks_for() {
     let decisions = decide(vec![select(1, 2, "a"), select(2, 2, "b"), select(3, 1, "c")], &[], &fleet, &[]);
     assert_eq!((started(&decisions), on(&decisions)), (vec![2], vec![2, 3]));
     assert_eq!(reason(&decisions[1]), "needs 2 workers with zone=a, the fleet has 1");
-    assert_eq!(reason(&decisions[2]), "needs a worker with zone=c, the fleet has no workers");
+    assert_eq!(reason(&decisions[2]), "needs a worker with zone=c, the fleet has none");
     // A running job grows, and takes, only what it asks for.
     let gang = Gang { selector: labels(&[("zone", "b")]), ..gang(9, 1, 4, &[7]) };
     assert_eq!(growth(&decide(vec![], &[gang], &fleet, &[])), [(9, vec![2, 3])]);
