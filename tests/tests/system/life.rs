@@ -60,3 +60,25 @@ async fn a_paused_job_goes_on_where_it_was_and_ends_in_the_same_adapter() -> Res
     assert_eq!(paused.step + redone, 30, "a step was taken twice");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preempted_job_comes_back_and_ends_in_the_same_adapter() -> Result<()> {
+    let mut fleet = Fleet::start(Options::default()).await?;
+    fleet.start_worker("a", 1)?;
+    // Small steps, and so many that the job cannot end before the urgent one is looked at.
+    let long =
+        JobFile { steps: 150, global_batch: 2, micro_batches: 2, priority: -100, ..JobFile::default() };
+    let undisturbed = fleet.submit(&JobFile { name: "undisturbed", ..long.clone() })?;
+    fleet.succeeded(&undisturbed).await?;
+    let low = fleet.submit(&JobFile { name: "low", ..long })?;
+    fleet.job_when(&low, "step 3", |job| job.step >= 3).await?;
+    let urgent = fleet.submit(&JobFile { name: "urgent", steps: 3, priority: 1000, ..JobFile::default() })?;
+    fleet.succeeded(&urgent).await?;
+    let done = fleet.succeeded(&low).await?;
+    assert_eq!(fleet.adapter(&low)?.1, fleet.adapter(&undisturbed)?.1);
+    assert_eq!((done.preemptions, done.infrastructure_failures, done.retries_used), (1, 0, 0));
+    let attempts = fleet.attempts(&low).await?;
+    assert_eq!((attempts.len(), attempts[0].state()), (2, AttemptState::Released));
+    assert!(attempts[1].start_step >= 3, "steps were lost: it began after {}", attempts[1].start_step);
+    Ok(())
+}
