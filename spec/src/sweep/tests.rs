@@ -1,3 +1,5 @@
+//! Tests of sweeps: what is made of a grid and of a search, and what is refused.
+
 use lorafleet_proto::v1 as pb;
 use proptest::prelude::*;
 
