@@ -35,6 +35,7 @@ pub struct Hub {
     connections: Mutex<Connections>,
     changes: broadcast::Sender<JobId>,
     scheduler: Notify,
+    submissions: Notify,
     dispatch: Notify,
     /// Since when gangs wait for the rest of their members to part, by this process's clock.
     waiting: Mutex<HashMap<JobId, (Fence, Instant)>>,
@@ -89,6 +90,7 @@ impl Hub {
             connections: Mutex::default(),
             changes: broadcast::Sender::new(CHANGES),
             scheduler: Notify::new(),
+            submissions: Notify::new(),
             dispatch: Notify::new(),
             waiting: Mutex::default(),
         })
@@ -221,6 +223,16 @@ impl Hub {
     /// There may be something to tell workers.
     pub fn want_dispatch(&self) {
         self.dispatch.notify_one();
+    }
+
+    /// Tells the scheduler that somebody joined the queue: less pressing than a worker that became free.
+    pub fn queue_grew(&self) {
+        self.submissions.notify_one();
+    }
+
+    /// Waits for [`Hub::queue_grew`].
+    pub async fn longer_queue(&self) {
+        self.submissions.notified().await;
     }
 
     /// Waits for [`Hub::want_scheduler`].

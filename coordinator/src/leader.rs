@@ -45,6 +45,8 @@ const BUDGET_CHECK: Duration = Duration::from_secs(2);
 const SHARES_CHECK: Duration = Duration::from_secs(3);
 /// Depth of the queue is measured this often.
 const DEPTH_CHECK: Duration = Duration::from_secs(5);
+/// After a look that changed nothing, the next submission waits for as long as the look took, but no longer than this.
+const MAX_REST: Duration = Duration::from_millis(100);
 /// Sweeps are looked at this often.
 const SWEEP_CHECK: Duration = Duration::from_millis(500);
 
@@ -69,6 +71,15 @@ pub struct Leader {
     config: LeaderConfig,
     candidate: Candidate,
     memory: Memory,
+}
+
+/// What came of one look at the fleet and the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tick {
+    /// Somebody was given a worker, or asked for one.
+    Changed,
+    /// Nothing, or another coordinator leads.
+    Same,
 }
 
 /// What a leader has seen since it leads. Times are its own clock's; a new leader begins with nothing.
@@ -133,16 +144,28 @@ impl Leader {
     /// Runs until `shutdown`, then gives the leadership up.
     pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
-            if let Err(error) = within(self.tick(Instant::now())).await {
+            let start = Instant::now();
+            let outcome = within(self.tick(start)).await;
+            let rest = match &outcome {
+                Ok(Tick::Changed) => Duration::ZERO,
+                // Each submission to a full fleet is a hint: at most half of the time goes into looking because of them.
+                Ok(Tick::Same) | Err(_) => start.elapsed().min(MAX_REST),
+            };
+            if let Err(error) = outcome {
                 // Nothing could be seen: whoever is silent gets a whole lease once Postgres is back.
                 self.memory.leases.reset();
                 self.candidate.lost_sight();
                 warn!(%error, "scheduling paused");
             }
             let idle = tokio::time::sleep(self.config.poll);
+            let longer_queue = async {
+                tokio::time::sleep(rest).await;
+                self.hub.longer_queue().await;
+            };
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.hub.scheduler_wanted() => {}
+                () = longer_queue => {}
                 () = idle => {}
             }
         }
@@ -152,7 +175,7 @@ impl Leader {
         metrics::leader(false);
     }
 
-    async fn tick(&mut self, now: Instant) -> Result<(), DbError> {
+    async fn tick(&mut self, now: Instant) -> Result<Tick, DbError> {
         // After a pause of its own (stopped, starved) a leader has not watched, so nobody was silent.
         let pause = self.memory.last_tick.replace(now).map(|last| now.duration_since(last));
         if pause.is_some_and(|pause| pause > self.config.poll + self.config.patience.lease / 3) {
@@ -162,7 +185,7 @@ impl Leader {
             metrics::leader(false);
             metrics::depth(0, 0);
             self.memory = Memory { last_tick: Some(now), ..Memory::new() };
-            return Ok(());
+            return Ok(Tick::Same);
         };
         metrics::leader(true);
         self.memory.usage.keep(now, &self.pool);
@@ -186,12 +209,12 @@ impl Leader {
         if due(&mut self.memory.shares_checked, now, SHARES_CHECK) {
             self.keep_shares(now).await?;
         }
-        self.schedule(&leadership, now).await?;
+        let tick = self.schedule(&leadership, now).await?;
         if due(&mut self.memory.depth_checked, now, DEPTH_CHECK) {
             let (queued, running) = queue::depth(&self.pool).await?;
             metrics::depth(queued, running);
         }
-        Ok(())
+        Ok(tick)
     }
 
     async fn end_silent_leases(&mut self, now: Instant) -> Result<(), DbError> {
@@ -240,7 +263,7 @@ impl Leader {
         Ok(())
     }
 
-    async fn schedule(&mut self, leadership: &Leadership, now: Instant) -> Result<(), DbError> {
+    async fn schedule(&mut self, leadership: &Leadership, now: Instant) -> Result<Tick, DbError> {
         let started = Instant::now();
         let fleet = self.memory.sight.fleet(now, &fleet::free(&self.pool).await?);
         let workers = u32::try_from(fleet.len()).unwrap_or(u32::MAX);
@@ -262,7 +285,8 @@ impl Leader {
         if !entries.is_empty() {
             metrics::decision(started.elapsed());
         }
-        Ok(())
+        let waits = |decision: &Decision| matches!(decision, Decision::Wait { .. });
+        Ok(if decisions.iter().all(waits) { Tick::Same } else { Tick::Changed })
     }
 
     async fn carry_out(

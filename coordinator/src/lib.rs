@@ -16,6 +16,7 @@ pub mod membership;
 pub mod scheduler;
 pub mod silence;
 pub mod stillness;
+pub mod sweeper;
 pub mod usage;
 
 mod access;
@@ -39,7 +40,6 @@ mod points;
 mod queue;
 mod quota;
 mod run;
-mod sweeper;
 mod sweeps;
 mod tenants;
 mod tokens;

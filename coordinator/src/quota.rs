@@ -145,12 +145,15 @@ pub async fn over_budget(pool: &PgPool) -> Result<HashMap<TenantId, OverBudget>,
 }
 
 impl fmt::Display for OverBudget {
-    /// For a job that waits. Without what was used: this is kept with every job, and would change every second.
+    /// For a job that waits. What was used is told in steps of a hundredth of the limit: this is kept with every job, and
+    /// would change every second.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tenant, limit, window, .. } = self;
+        let Self { tenant, used, limit, window } = self;
+        let step = (*limit as f64 / 100.0).max(1.0);
+        let used = (used / step).floor() * step;
         write!(
             f,
-            "waits for its tenant's quota: tenant {tenant} has used up its {limit} worker-seconds in {} \
+            "waits for its tenant's quota: tenant {tenant} has used {used:.0} worker-seconds in {}, and may use {limit} \
              (max_worker_seconds)",
             words(*window)
         )
@@ -177,13 +180,14 @@ mod tests {
     fn a_job_that_waits_is_told_which_quota_is_used_up() {
         let over = |seconds| OverBudget {
             tenant: "games".into(),
-            used: 4000.0,
+            used: 4000.4,
             limit: 3600,
             window: Duration::from_secs(seconds),
         };
         assert_eq!(
             over(7 * 86_400).to_string(),
-            "waits for its tenant's quota: tenant games has used up its 3600 worker-seconds in 7 days (max_worker_seconds)"
+            "waits for its tenant's quota: tenant games has used 3996 worker-seconds in 7 days, and may use 3600 \
+             (max_worker_seconds)"
         );
         let words = [3600, 90 * 60, 86_401].map(|seconds| words(Duration::from_secs(seconds)));
         assert_eq!(words, ["1 hour", "90 minutes", "86401 seconds"]);

@@ -106,7 +106,7 @@ impl JobsService {
             (Err(error), _) if queue::is_tenant_gone(&error) => return Err(tenant_gone(field)),
             (done, _) => done?,
         };
-        self.services.hub.want_scheduler();
+        self.services.hub.queue_grew();
         match stored {
             Some(jobs) => Ok(jobs),
             None => self.all(&ids).await,

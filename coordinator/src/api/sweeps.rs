@@ -65,7 +65,7 @@ impl SweepsService {
                 return Err(ApiError::RequestIdUsed { request_id: request.request_id, job: before.0.name() });
             }
         };
-        self.services.hub.want_scheduler();
+        self.services.hub.queue_grew();
         self.get(id).await
     }
 

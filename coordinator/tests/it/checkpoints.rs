@@ -1,7 +1,10 @@
 //! Which checkpoints stay, and what becomes of those that never became whole.
 
+use std::time::Duration;
+
+use lorafleet_coordinator::sweeper::Sweeper;
 use lorafleet_proto::v1 as pb;
-use lorafleet_store::{CheckpointId, layout};
+use lorafleet_store::{CheckpointId, Path, layout};
 
 use crate::{
     bed::Bed,
@@ -35,15 +38,10 @@ async fn unfinished_ones_of_an_earlier_attempt_are_deleted() {
     let mut a = Worker::join(&coordinator, "a").await;
     let job = coordinator.submit(bed.spec(1, 1)).await;
     let (place, _) = a.start().await;
-    let in_store = job.trim_start_matches("jobs/").parse().expect("an id");
-    let name = "optimizer.safetensors".parse().expect("a name");
-    let file = |fence: &pb::Fence, step| {
-        layout::checkpoint_file(&in_store, &CheckpointId::new(step, fence).expect("a checkpoint"), &name)
-    };
     let fence = place.fence();
-    let torn = file(&fence, 20);
+    let torn = optimizer(&job, &fence, 20);
     // Under the next attempt's fence, whoever it is: not its business.
-    let later = file(&pb::Fence { attempt: fence.attempt + 1, ..fence.clone() }, 20);
+    let later = optimizer(&job, &pb::Fence { attempt: fence.attempt + 1, ..fence.clone() }, 20);
     for path in [&torn, &later] {
         bed.store.put(path, "half".into()).await.expect("stored");
     }
@@ -53,8 +51,52 @@ async fn unfinished_ones_of_an_earlier_attempt_are_deleted() {
     while bed.store.size(&torn).await.expect("looked up").is_some() {
         tries += 1;
         assert!(tries < 1000, "the unfinished checkpoint stays");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(bed.store.size(&later).await.expect("looked up").is_some());
     coordinator.stop().await;
+}
+
+/// After a job's end nobody finishes what was begun: it goes, once the job has rested. What is whole stays, and so does what
+/// belongs to a job that runs.
+#[tokio::test]
+async fn unfinished_ones_of_ended_jobs_are_swept() {
+    let bed = Bed::new().await;
+    let coordinator = bed.coordinator().await;
+    let mut a = Worker::join(&coordinator, "a").await;
+    let ended = coordinator.submit(bed.spec(1, 1)).await;
+    let (place, _) = a.start().await;
+    a.finish(&place, place.succeeded(30)).await;
+    coordinator.until_state(&ended, pb::JobState::Succeeded).await;
+    let runs = coordinator.submit(bed.spec(1, 1)).await;
+    let (running, _) = a.start().await;
+    let [torn, whole] = [20, 30].map(|step| optimizer(&ended, &place.fence(), step));
+    let begun = optimizer(&runs, &running.fence(), 10);
+    for path in [&torn, &whole, &begun] {
+        bed.store.put(path, "state".into()).await.expect("stored");
+    }
+    let manifest = CheckpointId::new(30, &place.fence()).expect("a checkpoint");
+    let manifest = layout::manifest(&in_store(&ended), &manifest);
+    bed.store.put(&manifest, "{}".into()).await.expect("stored");
+
+    let pool = sqlx::PgPool::connect(&bed.database_url).await.expect("a pool");
+    let mut sweeper = Sweeper::new(pool, bed.store.clone());
+    let there = async |path: &Path| bed.store.size(path).await.expect("looked up").is_some();
+    sweeper.sweep(Duration::from_secs(3600)).await.expect("swept");
+    assert!(there(&torn).await, "the job ended a moment ago: its worker may still write");
+    sweeper.sweep(Duration::ZERO).await.expect("swept");
+    assert!(!there(&torn).await, "nobody finishes it");
+    assert!(there(&whole).await && there(&manifest).await && there(&begun).await);
+    coordinator.stop().await;
+}
+
+fn in_store(job: &str) -> lorafleet_store::JobId {
+    job.trim_start_matches("jobs/").parse().expect("an id")
+}
+
+/// A file of the checkpoint that was begun under this fence.
+fn optimizer(job: &str, fence: &pb::Fence, step: u64) -> Path {
+    let name = "optimizer.safetensors".parse().expect("a name");
+    let checkpoint = CheckpointId::new(step, fence).expect("a checkpoint");
+    layout::checkpoint_file(&in_store(job), &checkpoint, &name)
 }
