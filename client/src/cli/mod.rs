@@ -165,4 +165,21 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
+
+    /// clap would take the value of one for the other, and say nothing.
+    #[test]
+    fn no_command_has_an_argument_by_the_name_of_a_global_one() {
+        fn check(command: &clap::Command, globals: &[&str]) {
+            for argument in command.get_arguments() {
+                let id = argument.get_id().as_str();
+                assert!(!globals.contains(&id), "`{}` has its own `{id}`", command.get_name());
+            }
+            command.get_subcommands().for_each(|command| check(command, globals));
+        }
+        let cli = Cli::command();
+        let globals: Vec<&str> =
+            cli.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().as_str()).collect();
+        assert!(globals.contains(&"token"), "{globals:?}");
+        cli.get_subcommands().for_each(|command| check(command, &globals));
+    }
 }

@@ -57,7 +57,8 @@ struct ListArgs {
 #[derive(Debug, clap::Args)]
 struct RevokeArgs {
     /// The token: TENANT/ID, as `lorafleet token list` shows it.
-    token: String,
+    #[arg(value_name = "TOKEN")]
+    name: String,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -136,7 +137,7 @@ async fn list(args: ListArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
 }
 
 async fn revoke(args: RevokeArgs, fleet: &Fleet) -> anyhow::Result<Exit> {
-    let token = fleet.connect().await?.revoke_token(&token_name(&args.token)?).await?;
+    let token = fleet.connect().await?.revoke_token(&token_name(&args.name)?).await?;
     output::answer(args.json, &token, || format!("{} is revoked", short(&token.name)))
 }
 

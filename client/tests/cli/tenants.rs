@@ -166,7 +166,7 @@ async fn quotas_go_out_and_come_back_aligned() {
 
 #[tokio::test]
 async fn a_secret_is_printed_alone_and_a_refusal_has_its_code() {
-    let (_script, url) = Script::serve().await;
+    let (script, url) = Script::serve().await;
     let made = run(&url, "token create team-a --role submitter --description nightly").await;
     assert_eq!((made.code, made.stdout), (0, format!("{SECRET}\n")));
     assert!(made.stderr.contains("team-a/0199-ab (submitter)"), "{}", made.stderr);
@@ -176,6 +176,8 @@ async fn a_secret_is_printed_alone_and_a_refusal_has_its_code() {
         "TOKEN           ROLE       VALID  AGE  DESCRIPTION\nteam-a/0199-ab  submitter  yes         nightly\n"
     );
     assert_eq!(run(&url, "token revoke team-a/0199-ab").await.stdout, "team-a/0199-ab is revoked\n");
+    // What a command is about is no token to show.
+    assert!(script.0.lock().unwrap().shown.iter().all(|shown| shown.as_deref() == Some("Bearer lft_7")));
     let refused = run(&url, "tenant show team-a").await;
     assert_eq!(refused.code, 5);
     assert!(refused.stderr.contains("needs the role admin"), "{}", refused.stderr);

@@ -1,6 +1,8 @@
 //! What `cargo xtask chaos` and `cargo xtask bench recovery` run: the fault suite, and the time that a recovery takes.
 
 use std::{
+    fs::File,
+    io::{Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
@@ -114,7 +116,11 @@ async fn suite_of(args: SuiteArgs) -> Result<ExitCode> {
         planted: !args.control,
         stop_at_violation: !args.go_on,
     };
-    let tally = suite::suite(&options, &mut |line| eprintln!("{line}")).await?;
+    let mut note = |tally: &Tally| match &args.record {
+        Some(file) if args.defect.is_none() => record(file, tally),
+        _ => Ok(()),
+    };
+    let tally = suite::suite(&options, &mut |line| eprintln!("{line}"), &mut note).await?;
     if args.json {
         println!("{:#}", tally.to_json());
     } else {
@@ -124,9 +130,6 @@ async fn suite_of(args: SuiteArgs) -> Result<ExitCode> {
         let found = tally.violations > 0;
         println!("the planted defect {defect} was {}found", if found { "" } else { "NOT " });
         return Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    if let Some(file) = args.record {
-        record(&file, &tally)?;
     }
     Ok(if tally.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -140,10 +143,17 @@ fn rare(file: &Path) -> Result<Vec<Kind>> {
     Ok(if rare.is_empty() { all } else { rare })
 }
 
-/// Adds the tally to the file's table, which ends the file; what stands before it stays.
+/// Adds the tally to the file's table, which ends the file; what stands before it stays. Several suites may do so at once.
 fn record(file: &Path, tally: &Tally) -> Result<()> {
     const TABLE: &str = "\njobs: ";
-    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let read = || -> std::io::Result<(File, String)> {
+        let mut open = File::options().read(true).write(true).open(file)?;
+        open.lock()?;
+        let mut text = String::new();
+        open.read_to_string(&mut text)?;
+        Ok((open, text))
+    };
+    let (mut open, text) = read().with_context(|| file.display().to_string())?;
     let at = text
         .find(TABLE)
         .with_context(|| format!("{} has no line that begins with \"jobs: \"", file.display()))?
@@ -151,7 +161,11 @@ fn record(file: &Path, tally: &Tally) -> Result<()> {
     let (before, table) = text.split_at(at);
     let mut all = Tally::read(table).unwrap_or_default();
     all.merge(tally);
-    std::fs::write(file, format!("{before}{}", all.table()))?;
-    eprintln!("written down in {}", file.display());
-    Ok(())
+    let mut write = || {
+        open.rewind()?;
+        open.write_all(format!("{before}{}", all.table()).as_bytes())?;
+        let end = open.stream_position()?;
+        open.set_len(end)
+    };
+    write().with_context(|| file.display().to_string())
 }

@@ -34,6 +34,11 @@ impl Client {
         .await
     }
 
+    /// Waits until one of them answers for the job.
+    pub async fn answers_for(&self, name: &str) -> Result<()> {
+        until("a coordinator to answer", START, || async { Ok(Some(self.job(name).await?)) }).await.map(drop)
+    }
+
     /// The job as it stands.
     pub async fn job(&self, name: &str) -> Result<pb::Job> {
         let request = pb::GetJobRequest { name: name.into() };

@@ -68,8 +68,12 @@ impl Machine {
     }
 }
 
-/// Runs it; `say` gets each line of progress.
-pub async fn suite(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Tally> {
+/// Runs it; `say` gets each line of progress, `note` the tally of each run.
+pub async fn suite(
+    options: &Options,
+    say: &mut dyn FnMut(&str),
+    note: &mut dyn FnMut(&Tally) -> Result<()>,
+) -> Result<Tally> {
     let machine = Machine::look();
     let deck = deck(options, machine)?;
     say(&format!("seed {}; {machine:?}; {} kinds of faults", options.seed, deck.kinds.len()));
@@ -91,7 +95,10 @@ pub async fn suite(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Tally
         let began = Instant::now();
         let outcome = run(&plan, setting, &without).await;
         let outcome = outcome.with_context(|| format!("the run of seed {}", plan.seed))?;
-        tally.add(&outcome.faults, &outcome.findings);
+        let mut one = Tally::default();
+        one.add(&outcome.faults, &outcome.findings);
+        note(&one)?;
+        tally.merge(&one);
         say(&result(&outcome, began.elapsed()));
         if options.stop_at_violation && tally.violations > 0 {
             break;
