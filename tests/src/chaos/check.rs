@@ -116,28 +116,28 @@ fn other_losses(record: &Record, undisturbed: &Undisturbed) -> Option<String> {
 }
 
 /// How many steps a later generation of the same attempt computed again, and where that was more than the one in
-/// flight. A generation of which nobody was there before begins where a checkpoint or the beginning is.
+/// flight. A generation of which nobody was there before begins where a checkpoint or the beginning is, and those after it
+/// go on from there.
 fn computed_again(record: &Record) -> (u64, Vec<String>) {
     let (mut count, mut mistakes) = (0, Vec::new());
-    let generations: Vec<_> = record.steps_by_generation().into_iter().collect();
-    for (place, ((attempt, generation), steps)) in generations.iter().enumerate() {
-        let Some(&from) = steps.keys().next() else { continue };
-        let before = generations[..place].iter().filter(|((a, _), _)| a == attempt);
-        let Some(done) = before.filter_map(|(_, steps)| steps.keys().next_back()).max().copied() else {
-            continue;
-        };
-        if from > done {
-            continue;
+    // The last step of each attempt that a gang which lives on has finished.
+    let mut held: BTreeMap<u64, u64> = BTreeMap::new();
+    for ((attempt, generation), steps) in record.steps_by_generation() {
+        let Some((&from, &last)) = steps.keys().next().zip(steps.keys().next_back()) else { continue };
+        let survivor = survivor(record, attempt, generation);
+        match (held.get(&attempt), survivor) {
+            (Some(&done), _) if from == done => count += 1,
+            (Some(&done), Some(survivor)) if from < done => {
+                count += done - from + 1;
+                mistakes.push(format!(
+                    "attempt {attempt}: generation {generation} computed step {from} though step {done} had been \
+                     finished, and {survivor} lived"
+                ));
+            }
+            _ => {}
         }
-        if from == done {
-            count += 1;
-        } else if let Some(survivor) = survivor(record, *attempt, *generation) {
-            count += done - from + 1;
-            mistakes.push(format!(
-                "attempt {attempt}: generation {generation} computed step {from} though step {done} had been finished, \
-                 and {survivor} lived"
-            ));
-        }
+        let before = held.get(&attempt).copied().filter(|_| survivor.is_some());
+        held.insert(attempt, before.map_or(last, |done| done.max(last)));
     }
     if record.adapter_sha256.is_some() && record.finished.is_empty() {
         mistakes.push("no worker's log says which steps were finished: nothing was counted".into());
@@ -261,6 +261,14 @@ mod tests {
             r.finished.extend(steps(1, 3, "c", 1..=4));
         };
         assert_eq!(broken(nobody_lived), []);
+        // Those after it go on from there, and what was finished before it is forgotten; what it finished is not.
+        let goes_on = |from| {
+            broken(|r| {
+                r.finished.extend(steps(1, 3, "c", 1..=2));
+                r.finished.extend(steps(1, 4, "c", from..=4));
+            })
+        };
+        assert_eq!((goes_on(3), goes_on(1)), (vec![], vec![Rule::NothingAgain; 3]));
         assert_eq!(
             broken(|r| r.finished.extend(steps(1, 2, "b", 2..=2))),
             [Rule::NothingAgain, Rule::NothingAgain]

@@ -27,6 +27,8 @@ const SLOW: f64 = 3.0;
 /// Where to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gauge {
+    /// Nowhere: another fault that lasts kept this one from being done.
+    Prevented,
     /// An event of a change names one of these workers.
     Names(Vec<String>),
     /// Any event of a change.
@@ -120,6 +122,7 @@ impl Effect {
         let now = rig.reading_places();
         let log_has = |name: &str, patterns: &[&str]| rig.lines_with(|n| n == name, patterns) > 0;
         match &self.gauge {
+            Gauge::Prevented => false,
             Gauge::Names(names) => self.changes(record).any(|event| names.iter().any(|n| names_it(event, n))),
             Gauge::AnyChange => self.changes(record).next().is_some(),
             Gauge::AllLost => self

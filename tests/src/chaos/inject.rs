@@ -97,7 +97,10 @@ pub async fn inject(rig: &mut Rig, fault: &Fault, events: u64) -> Result<Injecte
         | Kind::IdleTransaction
         | Kind::LongReader
         | Kind::SlowPostgres
-        | Kind::StallPostgres => database(rig, fault)?,
+        | Kind::StallPostgres => match database(rig, fault) {
+            Err(_) if Session::open(&rig.postgres.socket()).is_err() => Done::now(Gauge::Prevented),
+            done => done?,
+        },
         Kind::SlowStore | Kind::FailingStore | Kind::HalfRead | Kind::HalfWrite | Kind::LostSuccess => {
             store(rig, fault)
         }

@@ -117,8 +117,9 @@ impl Host {
         self.ip_inside(&["neigh", "replace", &to, "lladdr", NOWHERE, "dev", "eth0", "nud", "permanent"])
     }
 
-    /// Undoes [`Host::cut`].
+    /// Undoes [`Host::cut`], if nobody has: two cuts of the same pair may overlap.
     pub fn mend(&self, to: IpAddr) -> Result<()> {
+        self.cut(to)?;
         self.ip_inside(&["neigh", "del", &to.to_string(), "dev", "eth0"])
     }
 
