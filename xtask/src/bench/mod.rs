@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long)]
     dry: bool,
     #[command(flatten)]
-    queue: queue::Args,
+    queue: queue::Sizes,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -15,7 +15,7 @@ use crate::{command::output, fleet, workspace::binary};
 
 /// Sizes, for whoever has more or less time.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Args {
+pub struct Sizes {
     /// queue: finished jobs in history.
     #[arg(long, default_value_t = 1_000_000, value_name = "JOBS")]
     history: u64,
@@ -36,28 +36,28 @@ pub struct Args {
     soak: Option<f64>,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<Vec<Row>> {
+pub fn run(sizes: &Sizes) -> anyhow::Result<Vec<Row>> {
     fleet::build()?;
     let mut command = Command::new(binary("lorafleet-queue"));
-    if args.memory {
+    if sizes.memory {
         command.env("TMPDIR", "/dev/shm");
     }
-    if let Some(minutes) = args.soak {
+    if let Some(minutes) = sizes.soak {
         return soak(command, minutes);
     }
-    command.args(["measure", "--history", &args.history.to_string()]);
-    command.args(["--jobs", &args.jobs.to_string(), "--rounds", &args.rounds.to_string()]);
-    if let Some(only) = &args.only {
+    command.args(["measure", "--history", &sizes.history.to_string()]);
+    command.args(["--jobs", &sizes.jobs.to_string(), "--rounds", &sizes.rounds.to_string()]);
+    if let Some(only) = &sizes.only {
         command.args(["--only", only]);
     }
-    if args.only.as_deref().is_none_or(|only| only.starts_with("throughput")) {
+    if sizes.only.as_deref().is_none_or(|only| only.starts_with("throughput")) {
         for peer in peers::install()? {
             command.args(["--peer", &peer]);
         }
     }
     let text = output(&mut command)?;
     let figures = last_json(&text).context("lorafleet-queue printed no figures")?;
-    rows(&figures, if args.memory { "memory" } else { "a disk" })
+    rows(&figures, if sizes.memory { "memory" } else { "a disk" })
 }
 
 /// The figures that there are, as rows; `place` is where the database's files lay.
