@@ -1,6 +1,9 @@
 //! Every job file that the documentation shows is whole and valid, with the examples' base and data.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use lorafleet_spec::{job::submission, sweep, validate};
 
@@ -12,14 +15,10 @@ fn job_files(page: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn every_job_file_in_the_docs_is_valid() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("spec lies in the workspace's root");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut count = 0;
-    for entry in fs::read_dir(root.join("docs")).expect("docs/ is there") {
-        let path = entry.expect("an entry of docs/").path();
-        if path.extension().is_none_or(|extension| extension != "md") {
-            continue;
-        }
-        let page = fs::read_to_string(&path).expect("a page is text");
+    // README's is the reader's own.
+    for (path, page) in pages().into_iter().filter(|(path, _)| !path.ends_with("README.md")) {
         for text in job_files(&page).flat_map(submission::documents) {
             let text = text.as_str();
             count += 1;
@@ -58,4 +57,54 @@ fn the_example_pipeline_is_in_order() {
     assert!(reports.iter().all(|report| report.errors.is_empty()), "{reports:#?}");
     let links: Vec<_> = reports.iter().map(|report| submission::Links::of(&report.spec)).collect();
     assert_eq!(submission::order(&links).map(|order| order.jobs), Ok(vec![0, 1, 2]));
+}
+
+/// README and what lies in docs/, with their paths.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("spec lies in the workspace's root");
+    let docs = fs::read_dir(root.join("docs")).expect("docs/ is there");
+    let docs = docs.map(|entry| entry.expect("an entry of docs/").path());
+    let all = docs.chain([root.join("README.md"), root.join("CHANGELOG.md")]);
+    let pages = all.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    pages.map(|path| (path.clone(), fs::read_to_string(&path).expect("a page is text"))).collect()
+}
+
+#[test]
+fn no_page_has_marks_of_a_merge() {
+    for (path, page) in pages() {
+        let mark =
+            page.lines().find(|line| ["<<<<<<< ", ">>>>>>> "].iter().any(|mark| line.starts_with(mark)));
+        assert_eq!(mark, None, "{}", path.display());
+    }
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let mut count = 0;
+    for (path, page) in pages() {
+        let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://")) {
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let file = match file {
+                "" => path.clone(),
+                file => path.parent().expect("a page lies in a folder").join(file),
+            };
+            assert!(file.exists(), "{}: {target}", path.display());
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&file).expect("a page is text");
+                let found =
+                    text.lines().filter(|line| line.starts_with('#')).any(|line| slug(line) == anchor);
+                assert!(found, "{}: {target}", path.display());
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 20, "only {count} links were found");
+}
+
+/// The anchor that a heading gets where Markdown is shown.
+fn slug(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
