@@ -40,14 +40,18 @@ pub async fn fill(rig: &Rig, jobs: u64) -> Result<()> {
     let mut left = jobs;
     while left > 0 {
         let some = left.min(CHUNK);
+        let done = jobs - left;
         left -= some;
+        // An id begins with the job's time, in milliseconds, as that of a job that was submitted.
         let statement = format!(
             "with made as (
                insert into jobs (job_id, spec, workers_min, workers_max, state, create_time, start_time, end_time,
                                  attempt, last_event)
-               select gen_random_uuid(), '{{}}', 1, 1, 'SUCCEEDED', now() - interval '2 days', now() - interval '2 days',
+               select (lpad(to_hex((extract(epoch from now() - interval '2 days') * 1000)::bigint + {done} + n), 12, '0')
+                       || substr(replace(gen_random_uuid()::text, '-', ''), 13))::uuid,
+                      '{{}}', 1, 1, 'SUCCEEDED', now() - interval '2 days', now() - interval '2 days',
                       now() - interval '2 days', 1, 1
-               from generate_series(1, {some}) returning job_id
+               from generate_series(1, {some}) n returning job_id
              ), tried as (
                insert into attempts (job_id, attempt, state, phase, end_time)
                select job_id, 1, 'SUCCEEDED', 'ENDED', now() from made
