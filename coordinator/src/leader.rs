@@ -96,8 +96,6 @@ struct Memory {
     budgets_checked: Option<Instant>,
     /// Tenants none of whose jobs is to start now.
     over_budget: Vec<TenantId>,
-    /// Selectors of the queue that no worker matches.
-    unmatched: Vec<serde_json::Value>,
     shares_checked: Option<Instant>,
     /// What tenants may use, and used.
     tenants: Vec<scheduler::Tenant>,
@@ -120,7 +118,6 @@ impl Memory {
             sweeps_checked: None,
             budgets_checked: None,
             over_budget: Vec::new(),
-            unmatched: Vec::new(),
             shares_checked: None,
             tenants: Vec::new(),
             explained: None,
@@ -268,9 +265,10 @@ impl Leader {
         let fleet = self.memory.sight.fleet(now, &fleet::free(&self.pool).await?);
         let workers = u32::try_from(fleet.len()).unwrap_or(u32::MAX);
         let (tenants, over_budget) = (self.memory.tenants.len(), self.memory.over_budget.as_slice());
-        let window = Window { workers, unmatched: &self.memory.unmatched, tenants, over_budget };
+        let unmatched = self.memory.sight.unmatched();
+        let window = Window { workers, unmatched: &unmatched, tenants, over_budget };
         let entries = queue::queued(&self.pool, window).await?;
-        self.memory.unmatched = self.memory.sight.unmatched(&entries, &fleet);
+        self.memory.sight.match_selectors(&entries, &fleet);
         let queued = self.memory.sight.queue(now, &entries);
         let gangs = queue::gangs(&self.pool).await?;
         let ended = queue::troubled_places(&self.pool).await?;
@@ -285,8 +283,8 @@ impl Leader {
         if !entries.is_empty() {
             metrics::decision(started.elapsed());
         }
-        let waits = |decision: &Decision| matches!(decision, Decision::Wait { .. });
-        Ok(if decisions.iter().all(waits) { Tick::Same } else { Tick::Changed })
+        let waits = decisions.iter().all(|decision| matches!(decision, Decision::Wait { .. }));
+        Ok(if waits { Tick::Same } else { Tick::Changed })
     }
 
     async fn carry_out(

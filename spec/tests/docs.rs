@@ -1,4 +1,5 @@
-//! Every job file that the documentation shows is whole and valid, with the examples' base and data.
+//! The documentation: the job files that it shows are whole and valid, with the examples' base and data; its links lead
+//! somewhere.
 
 use std::{
     fs,
@@ -15,7 +16,7 @@ fn job_files(page: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn every_job_file_in_the_docs_is_valid() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let examples = root().join("examples");
     let mut count = 0;
     // README's is the reader's own.
     for (path, page) in pages().into_iter().filter(|(path, _)| !path.ends_with("README.md")) {
@@ -24,7 +25,7 @@ fn every_job_file_in_the_docs_is_valid() {
             count += 1;
             let of_sweep = text.lines().any(|line| line.starts_with("sweep:")).then(|| one_of_sweep(text));
             let text = of_sweep.as_deref().unwrap_or(text);
-            let report = validate::job_file(text, &root.join("examples"));
+            let report = validate::job_file(text, &examples);
             // The adapter to continue from is the reader's own.
             let errors: Vec<_> =
                 report.errors.into_iter().filter(|error| error.path != "adapter.start").collect();
@@ -43,14 +44,14 @@ fn one_of_sweep(text: &str) -> String {
 
 #[test]
 fn the_example_sweep_is_in_order() {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let examples = root().join("examples");
     let text = one_of_sweep(&fs::read_to_string(examples.join("sweep.yaml")).expect("the example"));
     assert_eq!(validate::job_file(&text, &examples).errors, []);
 }
 
 #[test]
 fn the_example_pipeline_is_in_order() {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let examples = root().join("examples");
     let text = fs::read_to_string(examples.join("pipeline.yaml")).expect("the example");
     let reports: Vec<_> =
         submission::documents(&text).iter().map(|text| validate::job_file(text, &examples)).collect();
@@ -59,12 +60,16 @@ fn the_example_pipeline_is_in_order() {
     assert_eq!(submission::order(&links).map(|order| order.jobs), Ok(vec![0, 1, 2]));
 }
 
-/// README and what lies in docs/, with their paths.
+/// The workspace's root.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("spec lies in the workspace's root")
+}
+
+/// README, CHANGELOG and what lies in docs/, with their paths.
 fn pages() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("spec lies in the workspace's root");
-    let docs = fs::read_dir(root.join("docs")).expect("docs/ is there");
+    let docs = fs::read_dir(root().join("docs")).expect("docs/ is there");
     let docs = docs.map(|entry| entry.expect("an entry of docs/").path());
-    let all = docs.chain([root.join("README.md"), root.join("CHANGELOG.md")]);
+    let all = docs.chain(["README.md", "CHANGELOG.md"].map(|name| root().join(name)));
     let pages = all.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     pages.map(|path| (path.clone(), fs::read_to_string(&path).expect("a page is text"))).collect()
 }

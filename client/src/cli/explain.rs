@@ -16,10 +16,5 @@ pub struct Args {
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let name = job_name(&args.job)?;
     let told = fleet.connect().await?.explain_job(&name).await?;
-    if args.json {
-        output::json(&told)?;
-    } else {
-        output::line(&format!("{name} {}", told.explanation))?;
-    }
-    Ok(Exit::Done)
+    output::answer(args.json, &told, || format!("{name} {}", told.explanation))
 }

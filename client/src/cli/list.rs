@@ -48,32 +48,19 @@ impl From<State> for pb::JobState {
 pub async fn run(args: Args, fleet: &Fleet) -> anyhow::Result<Exit> {
     let states: Vec<pb::JobState> = args.state.iter().map(|&state| state.into()).collect();
     let jobs = fleet.connect().await?.list_jobs(&states, &args.tenant, args.limit).await?;
-    if args.json {
-        output::json(&pb::ListJobsResponse { jobs, ..Default::default() })?;
-        return Ok(Exit::Done);
-    }
-    if jobs.is_empty() {
-        eprintln!(
-            "no jobs{}",
-            if args.state.is_empty() && args.tenant.is_empty() {
-                "; start one with `lorafleet submit FILE`"
-            } else {
-                ""
-            }
-        );
-        return Ok(Exit::Done);
-    }
+    let answer = pb::ListJobsResponse { jobs, ..Default::default() };
     let mut columns = vec!["JOB", "NAME", "STATE", ">STEP", ">LOSS", ">WORKERS", ">AGE"];
-    let in_sweeps = jobs.iter().any(|job| !job.sweep.is_empty());
+    let in_sweeps = answer.jobs.iter().any(|job| !job.sweep.is_empty());
     columns.extend(in_sweeps.then_some("SWEEP"));
     let mut table = Table::new(&columns);
-    for job in &jobs {
+    for job in &answer.jobs {
         let mut cells = row(job);
         cells.extend(in_sweeps.then(|| short_id(&job.sweep).to_owned()));
         table.row(cells);
     }
-    output::line(&table.to_string())?;
-    Ok(Exit::Done)
+    let of_all = args.state.is_empty() && args.tenant.is_empty();
+    let nothing = if of_all { "no jobs; start one with `lorafleet submit FILE`" } else { "no jobs" };
+    output::list(args.json, &answer, nothing, &table)
 }
 
 fn row(job: &pb::Job) -> Vec<String> {

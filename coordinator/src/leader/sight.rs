@@ -89,8 +89,13 @@ impl Sight {
         workers.iter().map(&mut seen).collect()
     }
 
-    /// Selectors of the queue that no worker of the fleet matches, of those in the last looks.
-    pub fn unmatched(&mut self, queue: &[QueueEntry], fleet: &[Worker]) -> Vec<Value> {
+    /// Selectors of the queue that no worker of the fleet matched, of those in the last looks.
+    pub fn unmatched(&self) -> Vec<Value> {
+        self.unmatched.values().cloned().collect()
+    }
+
+    /// Looks which selectors of the queue, and of those before, no worker of the fleet matches.
+    pub fn match_selectors(&mut self, queue: &[QueueEntry], fleet: &[Worker]) {
         if self.unmatched.len() > UNMATCHED {
             self.unmatched.clear();
         }
@@ -101,7 +106,6 @@ impl Sight {
             }
         }
         self.unmatched.retain(|selector, _| !fleet.iter().any(|worker| worker.labels.match_all(selector)));
-        self.unmatched.values().cloned().collect()
     }
 
     /// The jobs that hold places.
@@ -283,7 +287,8 @@ mod tests {
         };
         let mut unmatched = |queue: &[QueueEntry], workers: &[FreeWorker]| {
             let fleet = sight.fleet(now, workers);
-            sight.unmatched(queue, &fleet)
+            sight.match_selectors(queue, &fleet);
+            sight.unmatched()
         };
         let only_a = vec![serde_json::json!({"zone": "a"})];
         assert_eq!(unmatched(&[queued_in("a"), queued_in("b")], &[worker("b")]), only_a);

@@ -2,7 +2,6 @@
 
 use std::{
     fs::File,
-    io::{Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
@@ -117,7 +116,7 @@ async fn suite_of(args: SuiteArgs) -> Result<ExitCode> {
         stop_at_violation: !args.go_on,
     };
     let mut note = |tally: &Tally| match &args.record {
-        Some(file) if args.defect.is_none() => record(file, tally),
+        Some(file) if args.defect.is_none() || args.control => record(file, tally),
         _ => Ok(()),
     };
     let tally = suite::suite(&options, &mut |line| eprintln!("{line}"), &mut note).await?;
@@ -131,12 +130,15 @@ async fn suite_of(args: SuiteArgs) -> Result<ExitCode> {
         println!("the planted defect {defect} was {}found", if found { "" } else { "NOT " });
         return Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if let Some(file) = &args.record {
+        eprintln!("written down in {}", file.display());
+    }
     Ok(if tally.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The kinds that this machine allows and the file's table has too few of; all that it allows when there are none.
 fn rare(file: &Path) -> Result<Vec<Kind>> {
-    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let (_lock, text) = locked(file).with_context(|| file.display().to_string())?;
     let machine = Machine::look();
     let all: Vec<Kind> = Kind::all().into_iter().filter(|kind| machine.allows(*kind)).collect();
     let rare = Tally::read(&text).unwrap_or_default().rare(&all, WANTED);
@@ -146,14 +148,7 @@ fn rare(file: &Path) -> Result<Vec<Kind>> {
 /// Adds the tally to the file's table, which ends the file; what stands before it stays. Several suites may do so at once.
 fn record(file: &Path, tally: &Tally) -> Result<()> {
     const TABLE: &str = "\njobs: ";
-    let read = || -> std::io::Result<(File, String)> {
-        let mut open = File::options().read(true).write(true).open(file)?;
-        open.lock()?;
-        let mut text = String::new();
-        open.read_to_string(&mut text)?;
-        Ok((open, text))
-    };
-    let (mut open, text) = read().with_context(|| file.display().to_string())?;
+    let (_lock, text) = locked(file).with_context(|| file.display().to_string())?;
     let at = text
         .find(TABLE)
         .with_context(|| format!("{} has no line that begins with \"jobs: \"", file.display()))?
@@ -161,11 +156,12 @@ fn record(file: &Path, tally: &Tally) -> Result<()> {
     let (before, table) = text.split_at(at);
     let mut all = Tally::read(table).unwrap_or_default();
     all.merge(tally);
-    let mut write = || {
-        open.rewind()?;
-        open.write_all(format!("{before}{}", all.table()).as_bytes())?;
-        let end = open.stream_position()?;
-        open.set_len(end)
-    };
-    write().with_context(|| file.display().to_string())
+    std::fs::write(file, format!("{before}{}", all.table())).with_context(|| file.display().to_string())
+}
+
+/// The file's text, and a lock on it for as long as what is returned lives.
+fn locked(file: &Path) -> std::io::Result<(File, String)> {
+    let lock = File::open(file)?;
+    lock.lock()?;
+    Ok((lock, std::fs::read_to_string(file)?))
 }

@@ -34,9 +34,9 @@ impl Client {
         .await
     }
 
-    /// Waits until one of them answers for the job.
-    pub async fn answers_for(&self, name: &str) -> Result<()> {
-        until("a coordinator to answer", START, || async { Ok(Some(self.job(name).await?)) }).await.map(drop)
+    /// The job as it stands, once one of them answers.
+    pub async fn job_soon(&self, name: &str) -> Result<pb::Job> {
+        until("a coordinator to answer", START, || async { Ok(Some(self.job(name).await?)) }).await
     }
 
     /// The job as it stands.
